@@ -1,0 +1,83 @@
+"""A turn: an agent's duty to answer, from queue to outcome."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from sessions_api.domain.ids import MessageId, TurnId
+from sessions_api.domain.messages import LogEntry
+
+TurnState = Literal["queued", "running", "completed", "failed", "cancelled"]
+OPEN_STATES = frozenset({"queued", "running"})
+
+
+class TurnError(msgspec.Struct, frozen=True):
+    """Why a turn failed; *message* is for the user."""
+
+    code: str
+    message: str
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """One turn as its record in ``turns:{t}:<sid>`` has it (JSON, same names).
+
+    Instants are milliseconds of Redis's clock, 0 where not yet.
+    """
+
+    turn_id: TurnId
+    state: TurnState
+    messages: list[int]
+    """Cursors of the user messages it answers."""
+    attempt: int = 0
+    queued_ms: int = 0
+    started_ms: int = 0
+    ended_ms: int = 0
+    not_before_ms: int = 0
+    lease_ms: int = 0
+    deadline_ms: int = 0
+    fence: str = ""
+    worker: str = ""
+    message_id: MessageId = MessageId("")
+    """Of the current attempt's answer."""
+    units: int = 0
+    """Length of the draft, in UTF-16 units."""
+    index: int = 0
+    """How many deltas the draft is made of."""
+    answer: int = 0
+    """Cursor of the answer in the log; 0 if it was empty or there is none."""
+    by: str = ""
+    """Who cancelled it: user, interrupt, delete, agent."""
+    superseded_by: str = ""
+    error: TurnError | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in OPEN_STATES
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """The running answer so far."""
+
+    turn_id: TurnId
+    message_id: MessageId
+    attempt: int
+    index: int
+    text: str
+    units: int
+
+
+class ClaimedTurn(msgspec.Struct, frozen=True):
+    """What a worker gets: the turn, its user messages and the history before them."""
+
+    session_id: str
+    agent_id: str
+    user_id: str
+    metadata: bytes
+    turn: Turn
+    messages: list[LogEntry]
+    history: list[LogEntry]
+    more: bool
+    """Whether there is older history than was handed out."""
+    now_ms: int

@@ -1,0 +1,353 @@
+"""Every error raised on purpose, in one tree.
+
+::
+
+    SessionsError
+    ├── CallerError                    the request cannot be granted as it stands
+    │   ├── InvalidInput               shape, ids, content, metadata, paging, timeouts
+    │   ├── MalformedBody              not JSON, not UTF-8, too deep
+    │   ├── Unauthenticated · Forbidden
+    │   ├── RouteNotFound · MethodNotAllowed
+    │   ├── BodyTooLarge · UnsupportedMediaType
+    │   ├── SessionNotFound · AgentNotFound · TurnNotFound
+    │   ├── SessionExpired
+    │   ├── SessionBusy · BacklogFull · TooManyOpenSessions · TooManyFollowers
+    │   ├── MaxDurationReached
+    │   ├── ConfigChanged              stale If-Match
+    │   ├── IdempotencyMismatch
+    │   └── TurnLost · DeltaGap · AnswerTooLarge    a worker's write
+    ├── AgentError                     the agent's side of a turn a poster waits for
+    │   └── AgentUnavailable · AgentFailed · AgentTimedOut
+    ├── StorageError
+    │   ├── StorageUnavailable         Redis is away, slow or refusing
+    │   └── StorageFull                Redis is out of memory; reads and expiry go on
+    ├── Draining                       this replica is shutting down
+    ├── SettingsError                  the start is refused; names the variable
+    └── StorageFault                   Redis answered what it never should: our bug
+
+Errors do not know HTTP: ``wire/problems.py`` maps each to a status and a body,
+``live/closing.py`` to a close code. None carries a secret or a message's content.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+class SessionsError(Exception):
+    """Root of the tree: something this service says on purpose."""
+
+    code: ClassVar[str] = "INTERNAL_ERROR"
+    retryable: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One bad field: what is wrong, what came, what is allowed."""
+
+    field: str
+    reason: str
+    provided: str | int | float | bool | None = None
+    allowed: str | None = None
+
+
+class CallerError(SessionsError):
+    """The request cannot be granted as it stands."""
+
+
+@dataclass(eq=False)
+class InvalidInput(CallerError):
+    """One or several fields are unusable; *errors* lists every one of them.
+
+    *details* are the members the reference sends for its own messages
+    (``missingFields``, ``reason`` and so on); clients written for it read those.
+    """
+
+    message: str
+    errors: list[FieldError] = field(default_factory=list)
+    details: dict[str, object] = field(default_factory=dict)
+    code: ClassVar[str] = "VALIDATION_ERROR"
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(eq=False)
+class MalformedBody(CallerError):
+    """The body is not JSON in UTF-8, is nested too deep, or is no object."""
+
+    reason: str
+    code: ClassVar[str] = "VALIDATION_ERROR"
+
+
+@dataclass(eq=False)
+class Unauthenticated(CallerError):
+    """A key or token is missing, unknown or expired."""
+
+    reason: str
+    code: ClassVar[str] = "UNAUTHENTICATED"
+
+
+@dataclass(eq=False)
+class Forbidden(CallerError):
+    """The caller is known, and this is not for them."""
+
+    reason: str
+    code: ClassVar[str] = "FORBIDDEN"
+
+
+class RouteNotFound(CallerError):
+    """No route has this path."""
+
+    code: ClassVar[str] = "NOT_FOUND"
+
+
+@dataclass(eq=False)
+class MethodNotAllowed(CallerError):
+    """The path exists; *allowed* are its methods."""
+
+    allowed: tuple[str, ...]
+    code: ClassVar[str] = "METHOD_NOT_ALLOWED"
+
+
+@dataclass(eq=False)
+class BodyTooLarge(CallerError):
+    """The body has more than *limit_bytes*."""
+
+    limit_bytes: int
+    code: ClassVar[str] = "PAYLOAD_TOO_LARGE"
+
+
+@dataclass(eq=False)
+class UnsupportedMediaType(CallerError):
+    """The body's Content-Type is none of *allowed*."""
+
+    provided: str
+    allowed: tuple[str, ...]
+    code: ClassVar[str] = "UNSUPPORTED_MEDIA_TYPE"
+
+
+@dataclass(eq=False)
+class SessionNotFound(CallerError):
+    """Never existed, deleted, past its retention, or not the caller's.
+
+    One error for all four, so that a stranger learns nothing by asking.
+    """
+
+    session_id: str
+    code: ClassVar[str] = "SESSION_NOT_FOUND"
+
+
+@dataclass(eq=False)
+class AgentNotFound(CallerError):
+    """No agent of this id is defined."""
+
+    agent_id: str
+    code: ClassVar[str] = "AGENT_NOT_FOUND"
+
+
+@dataclass(eq=False)
+class TurnNotFound(CallerError):
+    """The session never had this turn, or it ended more than 50 turns ago."""
+
+    turn_id: str
+    code: ClassVar[str] = "TURN_NOT_FOUND"
+
+
+@dataclass(eq=False)
+class SessionExpired(CallerError):
+    """The session passed its deadline; its log stays readable until *retained_until_ms*.
+
+    Kept apart from SessionNotFound so that a client can offer "continue"
+    instead of failing: the caller already proved it may see this session.
+    """
+
+    session_id: str
+    expires_ms: int
+    retained_until_ms: int
+    reason: str
+    code: ClassVar[str] = "SESSION_EXPIRED"
+
+
+@dataclass(eq=False)
+class SessionBusy(CallerError):
+    """``onBusy: reject`` met a turn that is queued or running."""
+
+    session_id: str
+    turn_id: str
+    state: str
+    code: ClassVar[str] = "SESSION_BUSY"
+
+
+@dataclass(eq=False)
+class BacklogFull(CallerError):
+    """The session has as many unanswered messages as it may (100, or 4 MiB)."""
+
+    session_id: str
+    queued: int
+    retry_after_s: int = 5
+    code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class TooManyOpenSessions(CallerError):
+    """The user has as many live sessions as a user may."""
+
+    limit: int
+    retry_after_s: int = 60
+    code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class TooManyFollowers(CallerError):
+    """The session, or this process, has as many live followers as it may."""
+
+    limit: int
+    retry_after_s: int = 5
+    code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class MaxDurationReached(CallerError):
+    """A renewal by hand found the deadline already at createdAt + maxDuration."""
+
+    session_id: str
+    created_ms: int
+    max_duration_ms: int
+    expires_ms: int
+    now_ms: int
+    code: ClassVar[str] = "SESSION_RENEWAL_FAILED"
+
+
+@dataclass(eq=False)
+class ConfigChanged(CallerError):
+    """``If-Match`` named another version of the configuration than the current one."""
+
+    session_id: str
+    current: int
+    code: ClassVar[str] = "PRECONDITION_FAILED"
+
+
+@dataclass(eq=False)
+class IdempotencyMismatch(CallerError):
+    """The same idempotency key came with other content."""
+
+    code: ClassVar[str] = "IDEMPOTENCY_MISMATCH"
+
+
+@dataclass(eq=False)
+class TurnLost(CallerError):
+    """A worker wrote to a turn that another attempt holds, or that failed for good."""
+
+    turn_id: str
+    code: ClassVar[str] = "TURN_LOST"
+
+
+@dataclass(eq=False)
+class DeltaGap(CallerError):
+    """A delta would leave a hole in the answer; *expected* is the next offset, in UTF-16 units."""
+
+    turn_id: str
+    expected: int
+    code: ClassVar[str] = "DELTA_GAP"
+
+
+@dataclass(eq=False)
+class AnswerTooLarge(CallerError):
+    """An answer has more than *limit_chars* UTF-16 units; its turn has failed for good."""
+
+    turn_id: str
+    limit_chars: int
+    code: ClassVar[str] = "ANSWER_TOO_LARGE"
+
+
+class AgentError(SessionsError):
+    """The agent's side of a turn that a poster waits for."""
+
+
+@dataclass(eq=False)
+class AgentUnavailable(AgentError):
+    """The agent is defined and not running."""
+
+    agent_id: str
+    retry_after_s: int = 5
+    code: ClassVar[str] = "AGENT_UNAVAILABLE"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class AgentFailed(AgentError):
+    """The turn failed for good."""
+
+    turn_id: str
+    attempts: int
+    reason: str
+    code: ClassVar[str] = "AGENT_FAILED"
+
+
+@dataclass(eq=False)
+class AgentTimedOut(AgentError):
+    """The poster waited *waited_ms*; the turn goes on."""
+
+    turn_id: str
+    waited_ms: int
+    code: ClassVar[str] = "AGENT_TIMEOUT"
+    retryable: ClassVar[bool] = True
+
+
+class StorageError(SessionsError):
+    """Redis cannot serve this now."""
+
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class StorageUnavailable(StorageError):
+    """Redis is away, slow, or refusing; *reason* is for the log, never for the caller."""
+
+    reason: str
+    retry_after_s: int = 1
+    code: ClassVar[str] = "STORAGE_UNAVAILABLE"
+
+
+@dataclass(eq=False)
+class StorageFull(StorageError):
+    """Redis is out of memory and refuses writes; nothing was written."""
+
+    retry_after_s: int = 10
+    code: ClassVar[str] = "STORAGE_FULL"
+
+
+@dataclass(eq=False)
+class Draining(SessionsError):
+    """This replica is shutting down; another one answers."""
+
+    retry_after_s: int = 1
+    code: ClassVar[str] = "DRAINING"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class SettingsError(SessionsError):
+    """A setting is unusable; the start is refused. Names variable, value and range."""
+
+    problems: list[str]
+    code: ClassVar[str] = "SETTINGS_ERROR"
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+@dataclass(eq=False)
+class StorageFault(SessionsError):
+    """Redis answered what it never should (another session's reply, an unknown word).
+
+    Our bug: the caller gets 500 with the request id, the log gets *what*.
+    """
+
+    what: str
+    code: ClassVar[str] = "INTERNAL_ERROR"
