@@ -1,0 +1,1 @@
+"""Long-lived connections: what happens to a session, told to whoever follows it."""

@@ -1,0 +1,389 @@
+"""One follower's view of one session: a position, a bounded queue, and the way back to the tail.
+
+A follower is either **with the tail** (each live event is tested against its
+position and queued) or **behind** (live events pass it by, until it has drained
+and read the log up to the session's cursor). It starts behind, and falls behind
+again whenever a test finds that something was missed: a publish (``prev`` is
+past its cursor), a live-only fact (``rev`` jumps), a delta (its offset is not
+the length of the text so far). So there is one way back, whatever was lost.
+
+The reading is done in the follower's own :meth:`Subscription.next`, when its
+queue is empty: a slow client reads its replay at its own pace, and no task
+exists but the one that writes to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from sessions_api.domain.ids import AppName, SessionId
+from sessions_api.domain.messages import LogEntry
+from sessions_api.domain.sessions import Session
+from sessions_api.domain.turns import Draft
+from sessions_api.errors import SessionNotFound, StorageError, StorageFault
+from sessions_api.live import events
+from sessions_api.live.closing import BUG, GOING_AWAY, GONE, OVER, RESTART, TOO_SLOW, Closing
+from sessions_api.live.events import LOGGED, Event
+from sessions_api.telemetry import metrics
+from sessions_api.wire.events import Gap
+
+if TYPE_CHECKING:
+    from sessions_api.live.hub import Hub
+    from sessions_api.live.tail import Tail
+    from sessions_api.store.log import Replay
+
+MAX_EVENTS: Final = 256
+MAX_BYTES: Final = 1024 * 1024
+READ_AGAIN_FIRST_S: Final = 0.1
+READ_AGAIN_LAST_S: Final = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class Subscription:
+    """A follower; made by :meth:`Hub.follow`, read with :meth:`next`, to be closed with :meth:`close`.
+
+    *after* is the cursor that the client has seen last, None for one that starts now.
+    """
+
+    __slots__ = (
+        "_after",
+        "_app",
+        "_bytes",
+        "_finished",
+        "_hub",
+        "_is_behind",
+        "_is_first",
+        "_is_updated",
+        "_live",
+        "_message_id",
+        "_page",
+        "_read_ms",
+        "_recorded",
+        "_rev",
+        "_tail",
+        "_turn_id",
+        "_units",
+        "_waiter",
+        "cursor",
+    )
+
+    def __init__(self, hub: Hub, tail: Tail, *, app: AppName | None, after: int | None) -> None:
+        self.cursor = after or 0
+        """The newest log entry that was queued, or that the client said it has."""
+        self._hub = hub
+        self._tail = tail
+        self._app = app
+        self._after = after
+        self._rev = 0
+        self._read_ms = 0
+        self._turn_id = ""
+        self._message_id = ""
+        self._units = 0
+        self._page: list[Event] = []  # what was read, newest first
+        self._live: list[Event] = []  # oldest first; a deque takes 600 bytes of every idle follower
+        self._bytes = 0
+        self._recorded: list[Event] | None = None  # live events that come while a page is being read
+        self._is_behind = True
+        self._is_first = True
+        self._is_updated = False
+        self._finished: Event | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def session_id(self) -> SessionId:
+        return self._tail.session_id
+
+    @property
+    def is_with_tail(self) -> bool:
+        return not self._is_behind
+
+    # ------------------------------------------------------------ the client's side
+
+    async def next(self) -> Event:
+        """The next event; one with *closing* set is the last, and comes again if asked for.
+
+        May be cancelled at any time, by a timeout for a heartbeat, without losing anything.
+        """
+        while True:
+            event = self.ready()
+            if event is not None:
+                return event
+            if self._is_behind:
+                await self._catch_up()
+            else:
+                await self._news()
+
+    def ready(self) -> Event | None:
+        """As :meth:`next`, if that would not have to wait."""
+        if self._page:
+            return self._page.pop()
+        if self._live:
+            event = self._live.pop(0)
+            self._bytes -= event.size
+            return event
+        return self._finished
+
+    def close(self) -> None:
+        """Leave; whoever waits in :meth:`next` gets the closing event. Repeatable."""
+        self._hub.leave(self._tail, self)
+        self.finish(RESTART)
+
+    async def attach(self) -> None:
+        """Read the first page; the caller has subscribed.
+
+        Raises:
+            SessionNotFound: no such session, or not this app's.
+            StorageUnavailable: Redis cannot be asked now.
+        """
+        await self._read()
+
+    async def _news(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # ------------------------------------------------------------ the tail's side
+
+    def offer(self, event: Event) -> None:
+        """A live event, in the order of the channel."""
+        if self._finished is not None:
+            return
+        if event.type == "session.ended":
+            self._queue(event)
+            self.finish(GONE, end=self.cursor)
+        elif self._recorded is not None:
+            if len(self._recorded) < MAX_EVENTS:
+                self._recorded.append(event)
+            else:  # read again, rather than keep an endless list
+                self._recorded = None
+        elif not self._is_behind:
+            self._take(event)
+
+    def fall_behind(self) -> None:
+        """Something was missed, or may have been: read before going on."""
+        if self._is_behind or self._finished is not None:
+            return
+        self._is_behind = True
+        self._after = self.cursor
+        self.wake()
+
+    def compare(self, cursor: int, rev: int) -> None:
+        """Compare with the session's true position."""
+        if not self._is_behind and (cursor, rev) != (self.cursor, self._rev):
+            self.fall_behind()
+
+    def finish(self, why: Closing, *, end: int | None = None) -> None:
+        """End with *why*, after what is queued; *end* as in :func:`events.closing`."""
+        if self._finished is None:
+            self._finished = events.closing(self.session_id, self._tail.now_ms, why, end=end)
+            self._is_behind = False
+            self.wake()
+
+    def drain(self, after_ms: int) -> None:
+        """Go elsewhere, after *after_ms*."""
+        if self._finished is None:
+            self._queue(events.reconnect(self.session_id, self._tail.now_ms, after_ms))
+            self.finish(RESTART)
+
+    def stop(self) -> None:
+        self.finish(GOING_AWAY)
+
+    def vanish(self) -> None:
+        """The session is no more: deleted, or past its retention."""
+        if self._finished is None:
+            self._queue(events.ended(self.session_id, self._tail.now_ms))
+            self.finish(GONE, end=self.cursor)
+
+    def _queue(self, event: Event) -> None:
+        self._live.append(event)
+        self._bytes += event.size
+        if len(self._live) > MAX_EVENTS or self._bytes > MAX_BYTES:
+            # What it has not read goes: its cursor leads it back to all of it.
+            self._live.clear()
+            self._page.clear()
+            self._bytes = 0
+            self.finish(TOO_SLOW)
+        else:
+            self.wake()
+
+    def _take(self, event: Event) -> None:
+        """Queue *event* if it is the next one, drop it if it is known, else fall behind."""
+        if event.type in LOGGED and event.cursor:
+            self._take_entry(event)
+        elif event.type == "turn.delta":
+            self._take_delta(event)
+        elif event.type == "session.expired":
+            # Its last entries may have been missed, and nobody comes back after the end: look.
+            self.fall_behind()
+        elif not event.cursor and event.type in LOGGED:  # a delete takes the log with it
+            self._queue(event)
+        elif event.rev == self._rev + 1:
+            self._take_fact(event)
+        elif event.rev > self._rev:
+            self.fall_behind()
+
+    def _take_entry(self, event: Event) -> None:
+        if event.cursor <= self.cursor:
+            return
+        if event.prev != self.cursor or event.rev > self._rev:
+            self.fall_behind()
+            return
+        self._pass(event)
+        self._queue(event)
+
+    def _pass(self, event: Event) -> None:
+        """Move the position to a log entry; a turn that it ends has no running text any more."""
+        self.cursor = event.cursor
+        if (
+            event.turn_id
+            and event.turn_id == self._turn_id
+            and (event.status or event.type != "message.created")
+        ):
+            self._drop_text()
+
+    def _drop_text(self) -> None:
+        self._turn_id = self._message_id = ""
+        self._units = 0
+
+    def _take_delta(self, event: Event) -> None:
+        is_ours = event.message_id == self._message_id
+        if not is_ours and (event.rev < self._rev or event.time_ms < self._read_ms):
+            return  # of an attempt that was over when we read
+        is_next = is_ours or not self._units
+        if event.rev <= self._rev and is_next and event.offset == self._units:
+            self._turn_id, self._message_id = event.turn_id, event.message_id
+            self._units += event.units
+            self._queue(event)
+        elif not is_ours or event.offset + event.units > self._units:
+            self.fall_behind()
+
+    def _take_fact(self, event: Event) -> None:
+        self._rev = event.rev
+        if event.type == "turn.started":
+            self._turn_id, self._message_id, self._units = event.turn_id, event.message_id, 0
+        elif event.type in {"turn.completed", "turn.queued"} and event.turn_id == self._turn_id:
+            self._drop_text()
+        elif event.type == "session.updated":
+            self._is_updated = True
+            self.fall_behind()
+            return
+        self._queue(event)
+
+    # ------------------------------------------------------------ back to the tail
+
+    async def _catch_up(self) -> None:
+        pause_s = READ_AGAIN_FIRST_S
+        while self._is_behind and self._finished is None:
+            try:
+                await self._read()
+                break
+            except SessionNotFound:
+                self.vanish()
+            except StorageFault:
+                log.exception("replay_failed", session_id=self.session_id)
+                self.finish(BUG)
+            except StorageError:
+                # Redis is away; the client keeps its connection, and hears the rest when it is back.
+                try:
+                    async with asyncio.timeout(pause_s * random.uniform(0.5, 1)):  # noqa: S311  jitter
+                        await self._news()
+                except TimeoutError:
+                    pause_s = min(2 * pause_s, READ_AGAIN_LAST_S)
+
+    async def _read(self) -> None:
+        """Read one page; if it ends at the session's cursor, the follower is with the tail again."""
+        async with self._hub.reads:
+            recorded = self._recorded = []
+            try:
+                page = await self._hub.store.log.replay(self.session_id, app=self._app, after=self._after)
+                overflowed = self._recorded is None
+            finally:
+                self._recorded = None
+        if page.expired is not None and await self._tail.settle():
+            return await self._read()  # with what its end wrote
+        if self._finished is not None:
+            return None
+        after = self._after
+        self._after_page(page)
+        if page.expired is not None:
+            if page.complete:
+                self._queue(events.expired(self.session_id, page.expired))
+                self.finish(OVER, end=page.newest)
+        elif page.complete and not overflowed:
+            self._is_behind = False
+            for event in recorded:
+                if self._is_behind or self._finished is not None:
+                    break
+                self._take(event)
+        elif not page.entries and self._after == after and not page.complete:
+            raise StorageFault(f"a replay of {self.session_id} that neither ends nor goes on")
+        return None
+
+    def _after_page(self, page: Replay) -> None:
+        """Make *page* the follower's position, and what it has to tell its next events."""
+        told: list[Event] = []
+        session = page.session
+        if session is not None:
+            self._tail.learn(session)
+            self._read_ms = session.now_ms
+            if self._is_first:
+                told.append(events.snapshot(session, page.draft, is_start=self._after is None))
+                self._know(session, page.draft)
+            elif self._is_updated:
+                told.append(events.updated(session))
+                self._is_updated = False
+        if self._after is None:
+            self.cursor = page.newest
+        else:
+            told += self._entries_of(page, self._after)
+        if session is not None and page.complete and self._is_news(session, page.draft):
+            told.append(events.snapshot(session, page.draft, is_start=False))
+            self._know(session, page.draft)
+        self._is_first = False
+        self._after = self.cursor
+        told.reverse()
+        self._page = told
+
+    def _entries_of(self, page: Replay, after: int) -> list[Event]:
+        """The page's entries, after a gap if they do not follow on *after*."""
+        told: list[Event] = []
+        first: LogEntry | None = page.entries[0] if page.entries else None
+        prev = first.prev if first is not None else page.newest
+        if prev != after:
+            gap = Gap("trimmed" if prev > after else "rewound", after, page.oldest, page.newest)
+            told.append(events.gap(self.session_id, self._tail.now_ms, gap))
+            self.cursor = prev
+            metrics.RESUMES.of(gap.reason).inc()
+        elif self._is_first:
+            metrics.RESUMES.of("exact").inc()
+        for entry in page.entries:
+            event = events.of_entry(self.session_id, entry)
+            self._pass(event)
+            told.append(event)
+        return told
+
+    def _is_news(self, session: Session, draft: Draft | None) -> bool:
+        """Whether session or running text are other than what the client was told."""
+        if session.rev != self._rev:
+            return True
+        units = draft.units if draft is not None else 0
+        if units != self._units:
+            return True
+        return bool(units) and draft is not None and draft.message_id != self._message_id
+
+    def _know(self, session: Session, draft: Draft | None) -> None:
+        self._rev = session.rev
+        self._turn_id = draft.turn_id if draft is not None else ""
+        self._message_id = draft.message_id if draft is not None else ""
+        self._units = draft.units if draft is not None else 0
