@@ -14,7 +14,9 @@ from tests.support.timeout_cases import CASES, LEASE_MS, Case
 DEFAULT = TimeoutConfig(30_000, True, 720_000, 5_000)
 durations = st.integers(1, 10**9)
 configs = st.builds(
-    lambda timeout, auto, maximum, share: TimeoutConfig(timeout, auto, maximum, max(1, timeout * share // 100)),
+    lambda timeout, auto, maximum, share: TimeoutConfig(
+        timeout, auto, maximum, max(1, timeout * share // 100)
+    ),
     st.integers(2, 10**8),
     st.booleans(),
     st.integers(2, 10**9),
@@ -94,10 +96,14 @@ class TestResolve:
 
     def test_an_inherited_threshold_that_does_not_fit_is_halved(self) -> None:
         assert timeouts.resolve(TimeoutChoice(timeout_ms=4_001), TimeoutChoice(), DEFAULT).warning_ms == 2_000
-        assert timeouts.resolve(TimeoutChoice(), TimeoutChoice(warning_ms=60_000), DEFAULT).warning_ms == 15_000
+        assert (
+            timeouts.resolve(TimeoutChoice(), TimeoutChoice(warning_ms=60_000), DEFAULT).warning_ms == 15_000
+        )
 
     @given(choices, choices)
-    def test_each_field_is_of_the_first_tier_that_names_it(self, session: TimeoutChoice, agent: TimeoutChoice) -> None:
+    def test_each_field_is_of_the_first_tier_that_names_it(
+        self, session: TimeoutChoice, agent: TimeoutChoice
+    ) -> None:
         resolved = timeouts.resolve(session, agent, DEFAULT)
 
         for index, name in enumerate(("timeout_ms", "auto_renew", "max_duration_ms", "warning_ms")):
@@ -149,7 +155,9 @@ class TestDeadline:
         assert timeouts.is_live(clock, held - 1)
 
     @given(configs, st.integers(0, 10**9))
-    def test_the_reason_is_the_maximum_exactly_at_the_cap(self, config: TimeoutConfig, last_renewal: int) -> None:
+    def test_the_reason_is_the_maximum_exactly_at_the_cap(
+        self, config: TimeoutConfig, last_renewal: int
+    ) -> None:
         clock = Clock(0, last_renewal, timeouts.deadline_ms(0, last_renewal, config))
 
         assert (timeouts.reason_of(clock, config) == "max_duration") is timeouts.is_capped(clock, config)
@@ -168,7 +176,9 @@ class TestWarning:
     def test_once_per_approach(self) -> None:
         clock = Clock(0, 0, 30_000)
         assert timeouts.warning_due_ms(clock, DEFAULT, 1) == 25_000
-        assert timeouts.warning_due_ms(msgspec.structs.replace(clock, warned_ms=25_001), DEFAULT, 26_000) is None
+        assert (
+            timeouts.warning_due_ms(msgspec.structs.replace(clock, warned_ms=25_001), DEFAULT, 26_000) is None
+        )
 
     def test_while_held_of_the_maximum_only(self) -> None:
         held = Clock(0, 0, 30_000, held_until_ms=60_000, warned_ms=25_001)
@@ -184,7 +194,8 @@ class TestWarning:
 
 
 @pytest.mark.parametrize(
-    ("timeout_ms", "expected_ms"), [(1_000, 1_000), (30_000, 10_000), (3_600_000, 300_000), (86_400_000, 300_000)]
+    ("timeout_ms", "expected_ms"),
+    [(1_000, 1_000), (30_000, 10_000), (3_600_000, 300_000), (86_400_000, 300_000)],
 )
 def test_heartbeats_are_advised_at_a_third_of_the_timeout(timeout_ms: int, expected_ms: int) -> None:
     assert timeouts.heartbeat_after_ms(TimeoutConfig(timeout_ms, True, 1, 1)) == expected_ms

@@ -1,0 +1,1 @@
+"""The HTTP surface: parse, one call, reply."""

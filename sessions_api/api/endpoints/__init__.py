@@ -1,0 +1,1 @@
+"""Endpoints: parse, one call, reply. Errors fly to ``middleware.py``."""

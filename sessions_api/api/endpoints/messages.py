@@ -1,0 +1,100 @@
+"""Messages: send one in any of three transports, page through the history."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from sessions_api.api.bodies import SendBody, read_message
+from sessions_api.api.idempotency import read_key
+from sessions_api.api.paging import Query
+from sessions_api.api.poststream import PostStream
+from sessions_api.api.replies import REPLAYED, Header, Reply
+from sessions_api.api.requests import ClientGone, Request
+from sessions_api.live.outcomes import Outcome
+from sessions_api.wire.messages import history_json
+
+DEFAULT_PAGE: Final = 50
+MAX_PAGE: Final = 100
+
+
+async def send(request: Request) -> Reply | PostStream:
+    """Append a user's message; depending on ``transport`` wait for the answer or stream it."""
+    message = read_message(
+        await request.json(),
+        max_chars=request.state.rules.max_content_chars,
+        wants_stream=request.wants_event_stream,
+    )
+    key = read_key(request.headers.get(b"idempotency-key"))
+    if message.transport == "sse":
+        return PostStream(request, message, key)
+    if message.transport == "http":
+        return await _send_and_wait(request, message, key)
+    accepted = await request.state.operations.accept(request.session_id, request.caller, message, key)
+    body = accepted.reply.json(minimal=request.prefers_minimal)
+    return Reply(201, body, (REPLAYED,) if accepted.is_repeat else ())
+
+
+async def _send_and_wait(request: Request, message: SendBody, key: str | None) -> Reply:
+    """The reply has the answer, or is the error of the turn that brought none."""
+    session_id = request.session_id
+    async with request.state.hub.watch(session_id) as watch:
+        accepted = await request.state.operations.accept(session_id, request.caller, message, key)
+        request.turn_id = accepted.turn_id
+        waiting = asyncio.ensure_future(
+            watch.outcome(accepted.turn_id, timeout_ms=message.wait_ms, is_repeat=accepted.is_repeat)
+        )
+        outcome = await _unless_gone(request, waiting)
+    if outcome.error is not None:
+        request.turn_id = outcome.turn_id
+        raise outcome.error
+    answer: bytes | None = None  # forgotten: the turn is too old to tell
+    if outcome.kind == "cancelled":
+        answer = accepted.reply.answer(outcome.answer, is_cancelled=True)
+    elif outcome.kind == "completed":
+        answer = (
+            b"null" if outcome.answer is None else accepted.reply.answer(outcome.answer, is_cancelled=False)
+        )
+    body = accepted.reply.json(minimal=request.prefers_minimal, answer=answer)
+    return Reply(201, body, (REPLAYED,) if accepted.is_repeat else ())
+
+
+async def _unless_gone(request: Request, waiting: asyncio.Future[Outcome]) -> Outcome:
+    """The outcome; a client that leaves stops the waiting, never the turn."""
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientGone
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        leaving.cancel()
+        await asyncio.wait((waiting, leaving))
+
+
+async def _left(request: Request) -> None:
+    """The body has been read: the next thing a client can do is to leave."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def history(request: Request) -> Reply:
+    """A page of the history, newest first; both bounds are exclusive."""
+    query = Query(request.query())
+    limit = query.limit(DEFAULT_PAGE, MAX_PAGE)
+    before, after = query.position("before"), query.position("after")
+    ended = query.truth("ended")
+    session_id = request.session_id
+    query.check()
+    page = await request.state.store.log.history(
+        session_id, app=request.caller.app, limit=limit, before=before, after=after, ended=ended
+    )
+    headers: tuple[Header, ...] = ()
+    if page.entries:
+        oldest, newest = page.entries[-1].cursor, page.entries[0].cursor
+        links = [request.link(after=str(newest), rel="prev")]
+        if after is None or before is not None or page.has_more:
+            links.insert(0, request.link(before=str(oldest), rel="next"))
+        headers = ((b"link", b", ".join(links)),)
+    return Reply(200, history_json(page.entries, has_more=page.has_more), headers)

@@ -1,0 +1,219 @@
+"""Around every request: who calls, which route, what came of it, and the one error envelope.
+
+Pure ASGI, in one layer. Starlette keeps the application object and the
+lifespan; between uvicorn and an endpoint of ours stands only this, because its
+own stack of middleware, router and request objects costs as much again as a
+whole session read (bench/).
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import Any, Final
+
+import msgspec
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sessions_api.api.endpoints.live import converse
+from sessions_api.api.replies import Header, Reply, problem_reply
+from sessions_api.api.requests import ClientGone, Request
+from sessions_api.api.routes import Lookup, Place, Route, Stream
+from sessions_api.api.state import State
+from sessions_api.domain.ids import is_uuid, partition_of_session
+from sessions_api.errors import (
+    Draining,
+    MethodNotAllowed,
+    RouteNotFound,
+    SessionsError,
+    StorageFault,
+    StorageUnavailable,
+)
+from sessions_api.live.websocket import refuse
+from sessions_api.store.connection import counted_trips, named_scripts
+from sessions_api.telemetry import metrics
+from sessions_api.wire.problems import problem_of
+
+log = structlog.get_logger(__name__)
+
+UNMATCHED: Final = "unmatched"
+CLIENT_GONE: Final = 499
+"""As nginx counts it: nobody was there any more to be answered."""
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_STATUS: Final = {status: str(status) for status in range(100, 600)}
+_CLOSE: Final[Header] = (b"connection", b"close")
+_encode = msgspec.json.Encoder().encode
+
+
+class Surface:
+    """The ASGI application in front of all endpoints."""
+
+    def __init__(self, state: State, lifespan: ASGIApp, *, logs_requests: bool = False) -> None:
+        self._state = state
+        self._lifespan = lifespan
+        self._lookup = Lookup()
+        self._logs_requests = logs_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._serve(Request(scope, receive, self._state), send)
+        elif scope["type"] == "websocket":
+            await self._converse(Request(scope, receive, self._state), send)
+        else:
+            await self._lifespan(scope, receive, send)
+
+    async def _serve(self, request: Request, send: Send) -> None:
+        """Answer one request, whatever happens."""
+        started_s = time.perf_counter()
+        scope = request.scope
+        method: str = scope["method"]
+        found = self._lookup.find(scope["path"])
+        label = UNMATCHED if found is None else found[0].path
+        answer: Reply | Stream
+        status = CLIENT_GONE
+        watched = _Watched(send)
+        is_stream = False
+        try:
+            try:
+                if b"x-debug" in request.headers:
+                    answer = await self._debugged(request, found, method)
+                else:
+                    answer = await self._answer(request, found, method)
+                if not isinstance(answer, Reply):
+                    is_stream = True
+                    await answer.run(request.receive, watched, ((b"x-request-id", request.id),))
+                    status = 200
+            except ClientGone:
+                return
+            except Exception as error:  # the envelope is for everything
+                if watched.has_begun:
+                    log.exception("stream_failed", request_id=request.id.decode(), route=label)
+                    status = 500
+                    return
+                is_stream = False
+                answer = self._refusal(request, error, label)
+            if isinstance(answer, Reply) and not is_stream:
+                status = answer.status
+                await answer.send(send, request.id, only_head=method == "HEAD")
+        finally:
+            seconds = time.perf_counter() - started_s
+            known = method if method in _METHODS else "other"
+            metrics.REQUESTS.of(label, known, _STATUS[status]).inc()
+            if not is_stream:
+                metrics.REQUEST_SECONDS.of(label, known).observe(seconds)
+            if self._logs_requests:
+                log.debug(
+                    "request_answered",
+                    request_id=request.id.decode(),
+                    method=known,
+                    route=label,
+                    status=status,
+                    ms=round(seconds * 1000, 3),
+                )
+
+    async def _answer(
+        self, request: Request, found: tuple[Place, dict[str, str]] | None, method: str
+    ) -> Reply | Stream:
+        headers = request.headers
+        state = self._state
+        request.caller = state.access.caller(headers.get(b"host"), headers.get(b"origin"))
+        if found is None:
+            raise RouteNotFound
+        place, request.params = found
+        route: Route | None = place.methods.get(method)
+        if route is None:
+            if method == "OPTIONS":
+                return Reply(204, b"", ((b"allow", ", ".join(place.allowed).encode()),), b"")
+            raise MethodNotAllowed(place.allowed)
+        if route.needs_store:
+            if state.is_draining:
+                raise Draining
+            if not state.is_open:
+                raise StorageUnavailable("not opened yet")
+        return await route.endpoint(request)
+
+    def _refusal(self, request: Request, error: Exception, label: str) -> Reply:
+        """The envelope; what is our own fault goes to the log whole."""
+        request_id = request.id.decode()
+        if not isinstance(error, SessionsError) or isinstance(error, StorageFault):
+            log.error("request_crashed", request_id=request_id, route=label, exc_info=error)
+        elif isinstance(error, StorageUnavailable):
+            log.warning("storage_unavailable", request_id=request_id, route=label, reason=error.reason)
+        problem = problem_of(
+            error,
+            request_id=request_id,
+            instance=request.instance,
+            turn_id=request.turn_id,
+            as_sent=request.params,
+        )
+        reply = problem_reply(problem, wants_problem=request.wants_problem)
+        if isinstance(error, Draining):
+            return reply._replace(headers=(*reply.headers, _CLOSE))
+        return reply
+
+    # ------------------------------------------------------------ WebSocket
+
+    async def _converse(self, request: Request, send: Send) -> None:
+        state, headers = self._state, request.headers
+        try:
+            request.caller = state.access.caller(headers.get(b"host"), headers.get(b"origin"))
+            params = self._lookup.is_websocket(request.scope["path"])
+            if params is None:
+                raise RouteNotFound
+            request.params = params
+            if state.is_draining:
+                raise Draining
+            if not state.is_open:
+                raise StorageUnavailable("not opened yet")
+            await converse(request, send)
+        except SessionsError as error:
+            await refuse(
+                request.receive,
+                send,
+                error,
+                request_id=request.id.decode(),
+                instance=request.instance,
+                offered=list(request.scope.get("subprotocols", ())),
+            )
+
+    # ------------------------------------------------------------ X-Debug
+
+    async def _debugged(
+        self, request: Request, found: tuple[Place, dict[str, str]] | None, method: str
+    ) -> Reply | Stream:
+        """As :meth:`_answer`; JSON replies to those who may ask tell what they cost."""
+        started_s = time.perf_counter()
+        with ExitStack() as stack:
+            trips = stack.enter_context(counted_trips())
+            scripts = stack.enter_context(named_scripts())
+            try:
+                answer = await self._answer(request, found, method)
+            except SessionsError as error:
+                answer = self._refusal(request, error, UNMATCHED)
+        may_ask = request.headers[b"x-debug"].lower() == b"true" and request.caller.is_admin
+        if not may_ask or not isinstance(answer, Reply) or not answer.body.startswith(b"{"):
+            return answer
+        session_id = request.params.get("sessionId", "")
+        debug: dict[str, Any] = {
+            "redisTrips": len(trips),
+            "ms": round((time.perf_counter() - started_s) * 1000, 3),
+            "partition": partition_of_session(session_id.lower()) if is_uuid(session_id) else None,  # type: ignore[arg-type]
+            "scripts": scripts,
+        }
+        rest = b"," if len(answer.body) > 2 else b""
+        return answer._replace(body=answer.body[:-1] + rest + b'"debug":' + _encode(debug) + b"}")
+
+
+class _Watched:
+    """A stream's way out, which knows whether the reply has begun."""
+
+    __slots__ = ("_send", "has_begun")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        self.has_begun = True
+        await self._send(message)

@@ -1,0 +1,159 @@
+"""What changes a session, said once for HTTP and WebSocket: same bodies, same rules."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from sessions_api.api.bodies import SendBody, read_message
+from sessions_api.api.idempotency import checked_key
+from sessions_api.api.state import Rules
+from sessions_api.domain.ids import (
+    AppName,
+    SessionId,
+    TurnId,
+    is_uuid,
+    new_message_id,
+    new_op_id,
+    new_turn_id,
+)
+from sessions_api.domain.messages import NewMessage
+from sessions_api.domain.sessions import Session
+from sessions_api.live.operations import Answer
+from sessions_api.store import Store
+from sessions_api.store.log import Appended
+from sessions_api.store.sessions import Once
+from sessions_api.wire.messages import TurnInfo, user_body
+from sessions_api.wire.posted import PostedReply
+from sessions_api.wire.sessions import session_json
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Caller(Protocol):
+    """For whom something is done."""
+
+    @property
+    def app(self) -> AppName: ...
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A message that is in the log, and the reply to it as far as it is known by then."""
+
+    appended: Appended
+    reply: PostedReply
+
+    @property
+    def turn_id(self) -> TurnId:
+        return self.appended.turn_id
+
+    @property
+    def is_repeat(self) -> bool:
+        return self.appended.replayed
+
+
+class Operations:
+    """The operations of a session; each raises what its endpoint answers with."""
+
+    def __init__(self, store: Store, rules: Rules) -> None:
+        self._store = store
+        self._rules = rules
+
+    # ------------------------------------------------------------ as HTTP needs them
+
+    async def accept(
+        self, session_id: SessionId, caller: Caller, message: SendBody, key: str | None
+    ) -> Accepted:
+        """Append a user's message.
+
+        Raises:
+            InvalidInput: what is wrong with the message; only after the session
+                was found live, since a bad message must not hide a 404 or 410.
+        """
+        if message.fault is not None:
+            await self._store.sessions.read(session_id, app=caller.app)
+            raise message.fault
+        content = _encode(
+            (
+                "message",
+                message.content,
+                msgspec.Raw(message.metadata),
+                message.attachments and msgspec.Raw(message.attachments),
+                message.on_busy,
+            )
+        )
+        message_id = new_message_id()
+        appended = await self._store.log.append(
+            session_id,
+            app=caller.app,
+            message=NewMessage(
+                message_id,
+                user_body(message_id, message.content, None, message.metadata, message.attachments),
+            ),
+            turn_id=new_turn_id(),
+            on_busy=message.on_busy,
+            once=self._once(key, caller, session_id, content),
+        )
+        reply = PostedReply(
+            appended.session,
+            message_id=appended.message_id,
+            content=message.content,
+            metadata=message.metadata,
+            attachments=message.attachments,
+            cursor=appended.cursor,
+            turn_id=appended.turn_id,
+            was_renewed=appended.was_renewed,
+        )
+        return Accepted(appended, reply)
+
+    async def renewed(self, session_id: SessionId, caller: Caller, key: str | None) -> tuple[Session, bool]:
+        """Restart the idle clock by hand; True beside it if *key* had done so before."""
+        return await self._store.sessions.renew(
+            session_id,
+            app=caller.app,
+            op=new_op_id(),
+            once=self._once(key, caller, session_id, b"renew"),
+        )
+
+    async def beaten(self, session_id: SessionId, caller: Caller) -> tuple[Session, bool]:
+        """The user is there; True beside it if the deadline moved."""
+        return await self._store.sessions.heartbeat(session_id, app=caller.app, op=new_op_id())
+
+    async def cancelled(self, session_id: SessionId, caller: Caller, turn_id: str) -> TurnInfo:
+        """End a turn; one that has ended stays as it is."""
+        turn = await self._store.turns.cancel(session_id, as_turn_id(turn_id), app=caller.app)
+        return TurnInfo.of(turn, session_id)
+
+    # ------------------------------------------------------------ as a WebSocket needs them
+
+    async def send(
+        self, session_id: SessionId, caller: Caller, body: dict[str, Any], idempotency_key: str | None
+    ) -> Answer:
+        message = read_message(body, max_chars=self._rules.max_content_chars)
+        key = None if idempotency_key is None else checked_key(idempotency_key)
+        accepted = await self.accept(session_id, caller, message, key)
+        return Answer(201, accepted.reply.json(minimal=False))
+
+    async def renew(self, session_id: SessionId, caller: Caller, idempotency_key: str | None) -> Answer:
+        key = None if idempotency_key is None else checked_key(idempotency_key)
+        session, _ = await self.renewed(session_id, caller, key)
+        return Answer(200, session_json(session))
+
+    async def heartbeat(self, session_id: SessionId, caller: Caller) -> Answer:
+        session, renewed = await self.beaten(session_id, caller)
+        return Answer(200, session_json(session, renewed=renewed))
+
+    async def cancel(self, session_id: SessionId, caller: Caller, turn_id: str) -> Answer:
+        return Answer(200, _encode(await self.cancelled(session_id, caller, turn_id)))
+
+    def _once(self, key: str | None, caller: Caller, session_id: SessionId, content: bytes) -> Once | None:
+        return None if key is None else Once.of(app=caller.app, scope=session_id, key=key, content=content)
+
+
+NO_TURN = TurnId("00000000-0000-0000-0000-000000000000")
+
+
+def as_turn_id(text: str) -> TurnId:
+    """*text* as a turn's id; what is no UUID becomes the id that no turn has."""
+    return TurnId(text.lower()) if is_uuid(text) else NO_TURN

@@ -1,0 +1,261 @@
+"""What the OpenAPI document says of each route and parameter, in one table each."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from sessions_api import errors as e
+from sessions_api.wire import inputs, messages, posted, service, sessions
+
+Json = dict[str, Any]
+BASE: Final = "/api/messaging/sessions"
+_ONE: Final = BASE + "/{sessionId}"
+EVENTS: Final = "text/event-stream"
+
+
+class Operation(NamedTuple):
+    """What the document says of one route beside its path."""
+
+    name: str
+    tag: str
+    summary: str
+    replies: dict[int, Any]
+    """Status → Struct, several of them, media type, or None for no content."""
+    errors: tuple[type[e.SessionsError], ...] = ()
+    body: type[msgspec.Struct] | None = None
+    parameters: tuple[str, ...] = ()
+
+
+_ANY: Final = (e.Forbidden, e.InvalidInput, e.StorageFault)
+_STORED: Final = (*_ANY, e.StorageUnavailable, e.Draining)
+_LIVE: Final = (*_STORED, e.SessionNotFound, e.SessionExpired)
+_BODY: Final = (e.MalformedBody, e.BodyTooLarge, e.UnsupportedMediaType)
+
+OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
+    ("POST", BASE): Operation(
+        "createSession",
+        "sessions",
+        "Open a session between a user and an agent",
+        {201: sessions.SessionInfo},
+        (
+            *_STORED,
+            *_BODY,
+            e.AgentNotFound,
+            e.SessionNotFound,
+            e.TooManyOpenSessions,
+            e.IdempotencyMismatch,
+            e.StorageFull,
+        ),
+        inputs.CreateSession,
+        ("Idempotency-Key",),
+    ),
+    ("GET", BASE): Operation(
+        "listSessions",
+        "sessions",
+        "List live sessions",
+        {200: sessions.SessionList},
+        _STORED,
+        parameters=(
+            "app",
+            "agentIdFilter",
+            "userIdFilter",
+            "stage",
+            "createdAfter",
+            "createdBefore",
+            "pageLimit",
+            "cursor",
+        ),
+    ),
+    ("GET", BASE + "/health"): Operation(
+        "health",
+        "service",
+        "How the service is; 503 when it cannot serve",
+        {200: sessions.Health, 503: sessions.Health},
+        _ANY,
+    ),
+    ("GET", _ONE): Operation(
+        "readSession",
+        "sessions",
+        "The session as it stands; renews nothing",
+        {200: sessions.SessionInfo},
+        _LIVE,
+    ),
+    ("DELETE", _ONE): Operation(
+        "deleteSession",
+        "sessions",
+        "Erase the session and everything it holds, also an expired one",
+        {200: sessions.Deleted},
+        (*_STORED, e.SessionNotFound, e.BodyTooLarge),
+    ),
+    ("POST", _ONE + "/messages"): Operation(
+        "sendMessage",
+        "messages",
+        "Send a message; wait for the answer, stream it, or neither",
+        {201: (posted.Posted, posted.PostedMinimal), 200: EVENTS},
+        (
+            *_LIVE,
+            *_BODY,
+            e.SessionBusy,
+            e.BacklogFull,
+            e.IdempotencyMismatch,
+            e.AgentFailed,
+            e.AgentUnavailable,
+            e.AgentTimedOut,
+            e.StorageFull,
+        ),
+        inputs.SendMessage,
+        ("Idempotency-Key", "Prefer"),
+    ),
+    ("GET", _ONE + "/messages"): Operation(
+        "readMessages",
+        "messages",
+        "A page of the history, newest first",
+        {200: messages.History},
+        _LIVE,
+        parameters=("limit", "before", "after", "ended"),
+    ),
+    ("POST", _ONE + "/renew"): Operation(
+        "renewSession",
+        "sessions",
+        "Restart the idle clock by hand",
+        {200: sessions.SessionInfo},
+        (*_LIVE, e.BodyTooLarge, e.MaxDurationReached, e.IdempotencyMismatch, e.StorageFull),
+        parameters=("Idempotency-Key",),
+    ),
+    ("POST", _ONE + "/heartbeat"): Operation(
+        "heartbeat",
+        "sessions",
+        "The user is there",
+        {200: sessions.SessionInfo},
+        (*_LIVE, e.BodyTooLarge, e.StorageFull),
+    ),
+    ("PATCH", _ONE + "/timeout"): Operation(
+        "configureTimeout",
+        "sessions",
+        "Change the session's timeouts; what is not named keeps its value",
+        {200: sessions.SessionInfo},
+        (*_LIVE, *_BODY, e.ConfigChanged, e.StorageFull),
+        inputs.TimeoutInput,
+        ("If-Match",),
+    ),
+    ("GET", _ONE + "/turns/{turnId}"): Operation(
+        "readTurn",
+        "turns",
+        "How an answer is coming along, also of an expired session",
+        {200: messages.TurnInfo},
+        (*_STORED, e.SessionNotFound, e.TurnNotFound),
+    ),
+    ("POST", _ONE + "/turns/{turnId}/cancel"): Operation(
+        "cancelTurn",
+        "turns",
+        "Stop a turn; one that has ended is left as it is",
+        {200: messages.TurnInfo},
+        (*_LIVE, e.BodyTooLarge, e.TurnNotFound, e.StorageFull),
+    ),
+    ("GET", _ONE + "/events"): Operation(
+        "followEvents",
+        "live",
+        "Follow the session: a snapshot, what was missed, then everything as it happens",
+        {200: EVENTS, 204: None},
+        (*_STORED, e.SessionNotFound, e.TooManyFollowers),
+        parameters=("position", "Last-Event-ID"),
+    ),
+    ("GET", "/livez"): Operation("livez", "service", "The process runs", {200: service.Alive}, _ANY),
+    ("GET", "/readyz"): Operation(
+        "readyz",
+        "service",
+        "This replica can serve",
+        {200: service.Ready},
+        (*_ANY, e.StorageUnavailable, e.Draining),
+    ),
+    ("GET", "/metrics"): Operation("metrics", "service", "Metrics for Prometheus", {200: "text/plain"}, _ANY),
+    ("GET", "/openapi.json"): Operation(
+        "openapi", "service", "This document", {200: "application/json"}, _ANY
+    ),
+    ("GET", "/docs"): Operation("docs", "service", "This document, for people", {200: "text/html"}, _ANY),
+    ("GET", "/chat"): Operation(
+        "chat",
+        "service",
+        "The example page, where the service runs in dev mode",
+        {200: "text/html"},
+        (*_ANY, e.RouteNotFound),
+    ),
+}
+
+_UUID: Final[Json] = {
+    "type": "string",
+    "format": "uuid",
+    "pattern": "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+}
+_INSTANT: Final[Json] = {"type": "string", "format": "date-time"}
+_MS: Final[Json] = {"type": "integer", "minimum": -8_640_000_000_000_000, "maximum": 8_640_000_000_000_000}
+_POSITION: Final[Json] = {"anyOf": [_MS, _INSTANT, {"type": "string", "maxLength": 0}]}
+
+
+def _query(name: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+def _header(name: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": "header", "schema": schema, "description": description}
+
+
+def _path(name: str, description: str) -> Json:
+    # No pattern: an id that is no UUID is an unknown id, not a malformed request.
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1},
+        "description": description,
+    }
+
+
+PARAMETERS: Final[dict[str, Json]] = {
+    "sessionId": _path("sessionId", "The session's UUID."),
+    "turnId": _path("turnId", "The turn's UUID."),
+    "Idempotency-Key": _header(
+        "Idempotency-Key",
+        {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"},
+        "A repeat with the same key within 24 h finds what the first request did. "
+        "A quoted String of RFC 8941, or bare; up to 255 printable ASCII characters.",
+    ),
+    "Prefer": _header("Prefer", {"type": "string"}, "`return=minimal` leaves the copies out of the reply."),
+    "If-Match": _header(
+        "If-Match",
+        {"type": "string", "pattern": '^(\\*|"[0-9]{1,9}")$'},
+        "The ETag that the change is meant for.",
+    ),
+    "Last-Event-ID": _header(
+        "Last-Event-ID",
+        {"type": "string", "pattern": "^[0-9]{1,15}(\\.end)?$"},
+        "Where an EventSource left off.",
+    ),
+    "position": _query(
+        "after",
+        {"type": "integer", "minimum": 0, "maximum": 8_640_000_000_000_000},
+        "The cursor to go on from; 0 replays all.",
+    ),
+    "limit": _query("limit", {"type": "number"}, "Messages on the page, clamped to 1..100; 50."),
+    "before": _query("before", _POSITION, "Only what is older than this cursor or instant."),
+    "after": _query("after", _POSITION, "Only what is newer than this cursor or instant."),
+    "ended": _query("ended", {"type": "boolean"}, "Also the history of an expired session."),
+    "app": _query("app", {"type": "string", "pattern": "^[a-z0-9-]{1,32}$"}, "The application."),
+    "agentIdFilter": _query("agentId", _UUID, "Only this agent's."),
+    "userIdFilter": _query("userId", _UUID, "Only this user's."),
+    "stage": _query(
+        "stage",
+        {"type": "string", "enum": ["created", "active", "waiting", "expiring"]},
+        "Only of this stage.",
+    ),
+    "createdAfter": _query(
+        "createdAfter", {"anyOf": [_MS, _INSTANT]}, "Only what was created after this instant."
+    ),
+    "createdBefore": _query(
+        "createdBefore", {"anyOf": [_MS, _INSTANT]}, "Only what was created before this instant."
+    ),
+    "pageLimit": _query("limit", {"type": "number"}, "Sessions on the page, clamped to 1..1000; 1000."),
+    "cursor": _query("cursor", {"type": "string"}, "The nextCursor of the page before."),
+}

@@ -1,0 +1,71 @@
+"""What endpoints answer with: a reply, or a stream that writes itself."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from starlette.types import Send
+
+from sessions_api.domain.sessions import Session
+from sessions_api.wire.problems import Problem
+from sessions_api.wire.sessions import session_json
+
+Header = tuple[bytes, bytes]
+
+JSON: Final = b"application/json"
+PROBLEM_JSON: Final = b"application/problem+json"
+_JSON_HEADER: Final[Header] = (b"content-type", JSON)
+NO_STORE: Final[Header] = (b"cache-control", b"no-store")
+_COMMON: Final[tuple[Header, ...]] = (NO_STORE, (b"x-content-type-options", b"nosniff"))
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Reply(NamedTuple):
+    """A whole reply; *headers* come on top of the content's own."""
+
+    status: int
+    body: bytes
+    headers: tuple[Header, ...] = ()
+    content_type: bytes = JSON
+
+    async def send(self, send: Send, request_id: bytes, *, only_head: bool = False) -> None:
+        headers = [(b"x-request-id", request_id), *_COMMON, *self.headers]
+        if self.status != 204:  # RFC 9110: no Content-Length where there can be no content
+            headers.append((b"content-length", b"%d" % len(self.body)))
+        if self.content_type:
+            headers.append(
+                _JSON_HEADER if self.content_type is JSON else (b"content-type", self.content_type)
+            )
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if only_head else self.body})
+
+
+def reply(content: Any, *, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:
+    """*content*, a Struct or plain data, as JSON."""
+    return Reply(status, _encode(content), headers)
+
+
+def session_reply(
+    session: Session,
+    *,
+    status: int = 200,
+    renewed: bool | None = None,
+    headers: tuple[Header, ...] = (),
+) -> Reply:
+    """SessionInfo with its ETag, which only a PATCH moves."""
+    etag = (b"etag", b'"%d"' % session.config_version)
+    return Reply(status, session_json(session, renewed=renewed), (etag, *headers))
+
+
+def problem_reply(problem: Problem, *, wants_problem: bool = False) -> Reply:
+    """An error's envelope, under the name that the caller asked for."""
+    headers = tuple(
+        (name.lower().encode(), value.encode("latin-1", "replace")) for name, value in problem.headers
+    )
+    return Reply(problem.status, problem.body, headers, PROBLEM_JSON if wants_problem else JSON)
+
+
+REPLAYED: Final[Header] = (b"idempotency-replayed", b"true")
+EMPTY: Final = Reply(204, b"", (), b"")

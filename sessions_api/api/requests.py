@@ -1,0 +1,204 @@
+"""One HTTP request: its headers, query and body, each within bounds.
+
+Leaner than Starlette's request object, since every request pays for it: headers
+are looked up in one dict, nothing is parsed that no endpoint asks for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+import msgspec
+from starlette.types import Message, Receive, Scope
+
+from sessions_api.api.auth import Caller
+from sessions_api.api.state import State
+from sessions_api.domain.ids import SessionId, is_uuid
+from sessions_api.errors import (
+    BodyTooLarge,
+    FieldError,
+    InvalidInput,
+    MalformedBody,
+    SessionNotFound,
+    UnsupportedMediaType,
+)
+
+MAX_BODY_BYTES: Final = 256 * 1024
+MAX_QUERY_FIELDS: Final = 50
+MERGE_PATCH: Final = "application/merge-patch+json"
+_JSON_TYPE: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)")
+_SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
+_decode = msgspec.json.Decoder().decode
+
+_made_ids: Iterator[int] = itertools.count(1)
+_process: Final = secrets.token_hex(6)
+
+
+def request_id_of(sent: bytes | None) -> bytes:
+    """The caller's own id of the request if it is sane, else a fresh one."""
+    if sent is not None and _SANE_ID.fullmatch(sent):
+        return sent
+    return f"{_process}-{next(_made_ids):x}".encode()
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+class Request:
+    """One request being served."""
+
+    __slots__ = ("_body", "caller", "headers", "id", "params", "receive", "scope", "state", "turn_id")
+
+    def __init__(self, scope: Scope, receive: Receive, state: State) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.state = state
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        """Lower-case names; of a repeated header the last."""
+        self.id = request_id_of(self.headers.get(b"x-request-id"))
+        self.params: dict[str, str] = {}
+        self.caller: Caller
+        self.turn_id: str | None = None
+        """The turn that the caller waits for: errors name it."""
+        self._body: bytes | None = None
+
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
+
+    @property
+    def instance(self) -> str:
+        """The path, as a problem's ``instance``."""
+        return quote(self.scope["path"][:500], safe="/:@!$&'()*+,;=-._~", errors="replace")
+
+    @property
+    def wants_problem(self) -> bool:
+        return b"application/problem+json" in self.headers.get(b"accept", b"")
+
+    @property
+    def wants_event_stream(self) -> bool:
+        return b"text/event-stream" in self.headers.get(b"accept", b"")
+
+    @property
+    def prefers_minimal(self) -> bool:
+        return b"return=minimal" in self.headers.get(b"prefer", b"").replace(b" ", b"")
+
+    @property
+    def session_id(self) -> SessionId:
+        """The session that the path names.
+
+        Raises:
+            SessionNotFound: it names none: it is no UUID.
+        """
+        text = self.params["sessionId"]
+        if not is_uuid(text):
+            raise SessionNotFound(text)
+        return SessionId(text.lower())
+
+    @property
+    def content_type(self) -> str:
+        """The media type, lower case, without parameters; empty if there is none."""
+        return self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+
+    def query(self) -> dict[str, str]:
+        """The query's fields; of a repeated one the last.
+
+        Raises:
+            InvalidInput: more fields than any request here has.
+        """
+        raw: bytes = self.scope["query_string"]
+        if not raw:
+            return {}
+        try:
+            return dict(
+                parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
+            )
+        except ValueError as error:
+            raise InvalidInput(
+                "Invalid query",
+                [FieldError("query", "has too many fields", None, f"up to {MAX_QUERY_FIELDS}")],
+            ) from error
+
+    def link(self, *, rel: str, **changed: str) -> bytes:
+        """A Link header's value (RFC 8288): this request with other positions."""
+        fields = {
+            key: value for key, value in self.query().items() if key not in {"before", "after", "cursor"}
+        }
+        return f'<{self.instance}?{urlencode(fields | changed)}>; rel="{rel}"'.encode()
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            BodyTooLarge: more than 256 KiB, announced or sent.
+            ClientGone: the client left in the middle.
+        """
+        if self._body is not None:
+            return self._body
+        announced = self.headers.get(b"content-length", b"")
+        if announced.isdigit() and int(announced[:20]) > MAX_BODY_BYTES:
+            raise BodyTooLarge(MAX_BODY_BYTES)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message: Message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > MAX_BODY_BYTES:
+                raise BodyTooLarge(MAX_BODY_BYTES)
+            if not message.get("more_body"):
+                self._body = part if not parts else b"".join([*parts, part])
+                return self._body
+            parts.append(part)
+
+    async def json(self) -> Any:
+        """The body as plain data; None where there is no body.
+
+        Raises:
+            BodyTooLarge, ClientGone: as :meth:`body`.
+            UnsupportedMediaType: a body that does not say it is JSON.
+            MalformedBody: it says so and is not, is no UTF-8, or is nested too deep.
+        """
+        body = await self.body()
+        if not body:
+            return None
+        self._check_media_type()
+        return read_json(body)
+
+    def _check_media_type(self) -> None:
+        sent = self.headers.get(b"content-type", b"").decode("latin-1")
+        charset = re.search(r'charset="?([^";\s]*)', sent.lower())
+        encoding = self.headers.get(b"content-encoding", b"identity").lower()
+        if (
+            _JSON_TYPE.fullmatch(self.content_type) is None
+            or (charset is not None and charset[1] not in {"utf-8", "utf8"})
+            or encoding != b"identity"
+        ):
+            raise UnsupportedMediaType(sent, ("application/json",))
+
+
+def read_json(body: bytes) -> Any:
+    """Plain data of JSON in UTF-8.
+
+    Strict: no NaN, no infinities, no lone surrogates, no trailing text. Of a
+    repeated key the last value counts.
+
+    Raises:
+        MalformedBody: anything else, and what is nested deeper than the decoder goes.
+    """
+    try:
+        return _decode(body)
+    except UnicodeDecodeError as error:
+        raise MalformedBody("not valid UTF-8") from error
+    except RecursionError as error:
+        raise MalformedBody("nested too deep") from error
+    except msgspec.DecodeError as error:
+        raise MalformedBody(str(error).partition(" - at ")[0]) from error  # the path would quote the body

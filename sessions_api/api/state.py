@@ -1,0 +1,49 @@
+"""What a running service is made of, as endpoints see it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sessions_api.domain.ids import AppName
+from sessions_api.domain.sessions import OnBusy
+from sessions_api.domain.timeouts import TimeoutConfig
+from sessions_api.wire.timeouts import TimeoutBounds
+
+if TYPE_CHECKING:
+    from sessions_api.api.auth import Access
+    from sessions_api.api.counts import Counts
+    from sessions_api.api.operations import Operations
+    from sessions_api.live.hub import Hub
+    from sessions_api.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The operator's choices that requests are held against; times in milliseconds."""
+
+    app: AppName
+    bounds: TimeoutBounds
+    default_config: TimeoutConfig
+    retention_ms: int
+    max_content_chars: int = 4000
+    max_open_per_user: int = 1000
+    on_busy: OnBusy = "queue"
+    is_dev: bool = False
+
+
+@dataclass(slots=True)
+class State:
+    """One per process; the composition root fills it."""
+
+    rules: Rules
+    access: Access
+    store: Store
+    hub: Hub
+    counts: Counts
+    operations: Operations
+    is_open: bool = False
+    """The store has been opened: schema and partitions are ours."""
+    is_draining: bool = False
+    started_s: float = field(default_factory=time.monotonic)

@@ -1,0 +1,227 @@
+"""The composition root: makes the parts from the settings, starts them, stops them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sessions_api.agents.dispatcher import Dispatcher
+from sessions_api.api.auth import Access
+from sessions_api.api.counts import Counts
+from sessions_api.api.middleware import Surface
+from sessions_api.api.operations import Operations
+from sessions_api.api.state import Rules, State
+from sessions_api.errors import SettingsError, StorageError
+from sessions_api.keeper.keeper import Keeper
+from sessions_api.live.hub import Hub
+from sessions_api.settings import IGNORED, Settings
+from sessions_api.store import Redis, Store
+from sessions_api.store.keys import Keyspace
+from sessions_api.telemetry import logs, metrics
+from sessions_api.telemetry.loops import cancelled, run_forever
+
+OPEN_AGAIN_S = 0.25
+REFRESH_S = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class App(Starlette):
+    """Starlette's application object and lifespan, with our one layer in place of its stack."""
+
+    surface: ASGIApp
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.surface
+
+
+class Parts:
+    """The running parts of one process.
+
+    Redis may be away at the start and come and go later: everything starts
+    without it, and what needs it answers 503 meanwhile.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if not settings.redis_url:
+            raise SettingsError(
+                ["REDIS_URL is not set: name a Redis, or run `sessions-api dev`, which brings one"]
+            )
+        self._settings = settings
+        replica_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.redis = Redis.from_url(settings.redis_url, deadline_ms=settings.sessions_redis_deadline_ms)
+        self.store = Store(self.redis, Keyspace(settings.sessions_key_prefix))
+        self.hub = Hub(
+            self.store,
+            max_followers=settings.sessions_max_followers,
+            max_followers_per_session=settings.sessions_max_followers_per_session,
+        )
+        self.keeper = Keeper(self.store, replica_id=replica_id, is_keeping=settings.runs_keeper)
+        self.dispatcher = Dispatcher(self.store, worker=replica_id) if settings.runs_dispatcher else None
+        self.store.scripts.overdue = self.keeper.ring_soon
+        rules = Rules(
+            app=settings.app,
+            bounds=settings.bounds,
+            default_config=settings.default_config,
+            retention_ms=settings.retention_ms,
+            max_content_chars=settings.session_max_content_chars,
+            max_open_per_user=settings.session_max_open_per_user,
+            is_dev=settings.is_dev,
+        )
+        self.state = State(
+            rules=rules,
+            access=Access(settings.app),
+            store=self.store,
+            hub=self.hub,
+            counts=Counts(self.store.listing),
+            operations=Operations(self.store, rules),
+        )
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # ------------------------------------------------------------ start and stop
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start everything; at the end drain, then stop in reverse.
+
+        Raises:
+            SettingsError: what is stored in Redis is not ours to serve.
+        """
+        self._loop = asyncio.get_running_loop()
+        for name in self._settings.ignored:
+            log.warning("setting_ignored", name=name, reason=IGNORED[name])
+        log.warning("access_open", reason="no access key is configured: only this machine may call")
+        async with AsyncExitStack() as stack:
+            self._start_metrics(stack)
+            await self.redis.start()
+            stack.push_async_callback(self.redis.stop)
+            await self.hub.start()
+            stack.push_async_callback(self.hub.stop)
+            await self._start_agents_and_keeper(stack)
+            stack.push_async_callback(self._drained)
+            log.info("service_started", host=self._settings.host, port=self._settings.port)
+            yield
+        log.info("service_stopped")
+
+    def _start_metrics(self, stack: AsyncExitStack) -> None:
+        stack.callback(
+            metrics.follow_redis(
+                self.redis.stats, line="commands", is_open_circuit=lambda: self.redis.circuit == "open"
+            )
+        )
+        flushing = asyncio.create_task(metrics.flush_forever(), name="metrics")
+        stack.push_async_callback(cancelled, flushing)
+
+    async def _start_agents_and_keeper(self, stack: AsyncExitStack) -> None:
+        """Open the store, now or as soon as Redis is there; keeper and dispatcher wait for it themselves."""
+        try:
+            await self._open()
+        except StorageError as error:
+            log.warning("store_not_opened", reason=str(getattr(error, "reason", error)))
+        tending = asyncio.create_task(run_forever(self._tend, loop="agents"), name="agents")
+        stack.push_async_callback(cancelled, tending)
+        await self.keeper.start()
+        stack.push_async_callback(self.keeper.stop)
+        if self.dispatcher is not None:
+            await self.dispatcher.start()
+            stack.push_async_callback(self.dispatcher.stop)
+
+    async def _open(self) -> None:
+        await self.store.open()
+        for definition in self._settings.agents:
+            await self.store.agents.put(definition)
+        self.state.is_open = True
+        log.info("store_opened", agents=len(self.store.agents.all()))
+
+    async def _tend(self) -> None:
+        """Open the store if it is not yet; later keep the agents' definitions fresh."""
+        await asyncio.sleep(REFRESH_S if self.state.is_open else OPEN_AGAIN_S)
+        try:
+            if self.state.is_open:
+                await self.store.agents.refresh()
+            else:
+                await self._open()
+        except StorageError:
+            return  # requests meanwhile say so themselves
+
+    # ------------------------------------------------------------ drain
+
+    def drain(self) -> None:
+        """Stop taking work: readiness fails, followers go elsewhere. For signal handlers; repeatable."""
+        self.state.is_draining = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._begin_draining)
+
+    def _begin_draining(self) -> None:
+        if self._draining is None:
+            log.info("drain_started", seconds=self._settings.drain_seconds)
+            self._draining = asyncio.get_running_loop().create_task(self._drain(), name="drain")
+
+    async def _drain(self) -> None:
+        within_s = self._settings.drain_seconds
+        parts = [self.hub.drain(within_s * 1000)]
+        if self.dispatcher is not None:
+            parts.append(self.dispatcher.drain(within_s))
+        await asyncio.gather(*parts)
+
+    async def _drained(self) -> None:
+        self.state.is_draining = True
+        self._begin_draining()
+        if self._draining is not None:
+            await self._draining
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The ASGI application of these settings.
+
+    ``app.state.drain()`` starts a shutdown early, from a signal handler.
+
+    Raises:
+        SettingsError: a setting that only shows now to be unusable, such as the Redis URL.
+    """
+    logs.configure(settings.log_level, settings.log_format)
+    parts = Parts(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        async with parts.running():
+            yield
+
+    app = App(lifespan=lifespan)
+    app.surface = Surface(parts.state, _told_in_words(app.router), logs_requests=logs.is_enabled("debug"))
+    app.state.drain = parts.drain
+    app.state.service = parts.state
+    return app
+
+
+def _told_in_words(lifespan: ASGIApp) -> ASGIApp:
+    """*lifespan*, whose refusal to start over a setting is a line in the log; Starlette would send a stack."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        held: list[Message] = []
+
+        async def hold(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                held.append(message)
+            else:
+                await send(message)
+
+        try:
+            await lifespan(scope, receive, hold)
+        except SettingsError as refused:
+            await send({"type": "lifespan.startup.failed", "message": str(refused)})
+        except BaseException:
+            for message in held:
+                await send(message)
+            raise
+
+    return app

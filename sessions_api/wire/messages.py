@@ -1,0 +1,202 @@
+"""Messages and turns as callers see them.
+
+The log stores a message's JSON without the members that its position gives
+(cursor, createdAt, turnId, status). They are put in front here by joining
+bytes, so that a page of history or a replay decodes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from sessions_api.domain.messages import LogEntry
+from sessions_api.domain.turns import Turn, TurnState
+from sessions_api.wire.instants import iso
+
+Role = Literal["user", "agent", "system"]
+
+
+class Message(msgspec.Struct, rename="camel"):
+    """One message of a session's history."""
+
+    cursor: int
+    created_at: str
+    id: str
+    content: str
+    author_id: str
+    is_agent: bool
+    role: Role
+    metadata: dict[str, Any]
+    turn_id: str | UnsetType = UNSET
+    status: Literal["complete", "cancelled"] | UnsetType = UNSET
+    attachments: list[dict[str, Any]] | UnsetType = UNSET
+
+
+class MessageBody(msgspec.Struct, rename="camel"):
+    """What the log stores of a message: :class:`Message` without what its position gives."""
+
+    author_id: str | UnsetType
+    """Unset in what is appended for a user: ``append.lua`` puts the session's user in front."""
+    id: str
+    content: str
+    is_agent: bool
+    role: Role
+    metadata: msgspec.Raw
+    attachments: msgspec.Raw | UnsetType = UNSET
+
+
+class HistoryCursors(msgspec.Struct):
+    """``before`` leads to the next older page, ``after`` to the next newer one."""
+
+    before: int
+    after: int
+
+
+class History(msgspec.Struct, rename="camel"):
+    """A page of messages, newest first."""
+
+    messages: list[Message]
+    has_more: bool
+    cursors: HistoryCursors | UnsetType = UNSET
+
+
+class TurnProblem(msgspec.Struct):
+    """Why a turn failed."""
+
+    code: str
+    message: str
+
+
+class TurnInfo(msgspec.Struct, rename="camel"):
+    """One turn: the agent's duty to answer, from queue to outcome."""
+
+    turn_id: str
+    session_id: str
+    state: TurnState
+    attempt: int
+    messages: list[int]
+    """Cursors of the user messages it answers."""
+    queued_at: str
+    started_at: str | UnsetType = UNSET
+    ended_at: str | UnsetType = UNSET
+    not_before: str | UnsetType = UNSET
+    """The end of the pause before the next attempt."""
+    deadline: str | UnsetType = UNSET
+    message_id: str | UnsetType = UNSET
+    answer: int | UnsetType = UNSET
+    """The answer's cursor in the history."""
+    cancelled_by: str | UnsetType = UNSET
+    superseded_by: str | UnsetType = UNSET
+    error: TurnProblem | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, turn: Turn, session_id: str) -> TurnInfo:
+        return cls(
+            turn.turn_id,
+            session_id,
+            turn.state,
+            turn.attempt,
+            turn.messages,
+            iso(turn.queued_ms),
+            _instant(turn.started_ms),
+            _instant(turn.ended_ms),
+            _instant(turn.not_before_ms) if turn.state == "queued" else UNSET,
+            _instant(turn.deadline_ms) if turn.state == "running" else UNSET,
+            turn.message_id or UNSET,
+            turn.answer or UNSET,
+            turn.by or UNSET,
+            turn.superseded_by or UNSET,
+            UNSET if turn.error is None else TurnProblem(turn.error.code, turn.error.message),
+        )
+
+
+def _instant(ms: int) -> str | UnsetType:
+    return iso(ms) if ms else UNSET
+
+
+_encode = msgspec.json.Encoder().encode
+_body_decoder = msgspec.json.Decoder(MessageBody)
+_message_decoder = msgspec.json.Decoder(Message)
+NO_METADATA = msgspec.Raw(b"{}")
+
+
+def user_body(
+    message_id: str,
+    content: str,
+    author_id: str | None = None,
+    metadata: bytes = b"{}",
+    attachments: bytes | None = None,
+) -> bytes:
+    """The stored JSON of a user's message; *metadata* and *attachments* are compact JSON.
+
+    Without *author_id* it is by the session's user.
+    """
+    return _encode(
+        MessageBody(
+            author_id or UNSET,
+            message_id,
+            content,
+            is_agent=False,
+            role="user",
+            metadata=msgspec.Raw(metadata),
+            attachments=UNSET if attachments is None else msgspec.Raw(attachments),
+        )
+    )
+
+
+def agent_body(
+    message_id: str,
+    content: str,
+    author_id: str,
+    metadata: bytes = b"{}",
+    attachments: bytes | None = None,
+) -> bytes:
+    """The stored JSON of an agent's answer; *metadata* holds thought, actions and so on."""
+    return _encode(
+        MessageBody(
+            author_id,
+            message_id,
+            content,
+            is_agent=True,
+            role="agent",
+            metadata=msgspec.Raw(metadata),
+            attachments=UNSET if attachments is None else msgspec.Raw(attachments),
+        )
+    )
+
+
+def read_body(body: bytes) -> MessageBody:
+    """The stored JSON of a message, decoded; its metadata stays bytes."""
+    return _body_decoder.decode(body)
+
+
+def read_message(entry: LogEntry) -> Message:
+    """A message of the log, decoded whole."""
+    return _message_decoder.decode(entry_data(entry))
+
+
+def entry_data(entry: LogEntry) -> bytes:
+    """The JSON of an entry: a Message, or the data of ``turn.failed`` or ``turn.cancelled``."""
+    if entry.kind == "message":
+        front = f'{{"cursor":{entry.cursor},"createdAt":"{iso(entry.cursor)}"'
+        if entry.turn_id:
+            front += f',"turnId":"{entry.turn_id}"'
+        if entry.status:
+            front += f',"status":"{entry.status}"'
+    else:
+        front = f'{{"turnId":"{entry.turn_id}"'
+    rest = entry.body[1:]
+    return front.encode() + (b"," if rest[:1] != b"}" else b"") + rest
+
+
+def history_json(entries: list[LogEntry], *, has_more: bool) -> bytes:
+    """The reply of ``GET …/messages``: *entries* newest first, copied."""
+    parts = [b'{"messages":[', b",".join([entry_data(entry) for entry in entries])]
+    parts.append(b'],"hasMore":true' if has_more else b'],"hasMore":false')
+    if entries:
+        parts.append(f',"cursors":{{"before":{entries[-1].cursor},"after":{entries[0].cursor}}}'.encode())
+    parts.append(b"}")
+    return b"".join(parts)
