@@ -1,0 +1,219 @@
+"""The log of a session: appended to, paged through, replayed to followers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sessions_api.domain.ids import AppName, MessageId, SessionId, TurnId
+from sessions_api.domain.messages import LogEntry
+from sessions_api.domain.turns import Draft
+from sessions_api.errors import BacklogFull, IdempotencyMismatch, SessionBusy, SessionExpired
+from sessions_api.store.records import draft_of, entry_of
+from sessions_api.store.scripts import FIELDS, expired_of, load, session_of, unknown
+from sessions_api.telemetry import metrics
+
+if TYPE_CHECKING:
+    from sessions_api.domain.messages import NewMessage
+    from sessions_api.domain.sessions import OnBusy, Session
+    from sessions_api.store.scripts import Scripts
+    from sessions_api.store.sessions import Once
+
+APPEND = load("append")
+HISTORY = load("history")
+REPLAY = load("replay")
+
+_POSITION_FIELDS = (b"cursor", b"rev", b"expires_ms", b"held_until_ms", b"reason")
+MAX_CURSOR = 2**53
+PAGE_ENTRIES = 200
+PAGE_BYTES = 256 * 1024
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """An accepted message: where it stands in the log and which turn answers it.
+
+    *replayed*: an idempotency key had it accepted before; *session* may be
+    expired by now.
+    """
+
+    session: Session
+    message_id: MessageId
+    cursor: int
+    turn_id: TurnId
+    was_renewed: bool
+    replayed: bool
+
+
+class HistoryPage(msgspec.Struct, frozen=True):
+    """Messages, newest first; *has_more* in the direction that was asked."""
+
+    entries: list[LogEntry]
+    has_more: bool
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """What a follower joins with; all read at one instant.
+
+    *session* is None once it is over, then *expired* says how. *complete*: the
+    page ends at the session's cursor. *oldest*: the log's first cursor, 0 if empty.
+    """
+
+    session: Session | None
+    expired: SessionExpired | None
+    newest: int
+    oldest: int
+    draft: Draft | None
+    entries: list[LogEntry]
+    complete: bool
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a session stands: what a follower compares to know that it missed nothing."""
+
+    cursor: int
+    rev: int
+    end_ms: int
+    is_over: bool
+
+
+class Log:
+    """What was said in sessions; each method is one script and one round trip."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    async def append(
+        self,
+        session_id: SessionId,
+        *,
+        app: AppName | None,
+        message: NewMessage,
+        turn_id: TurnId,
+        on_busy: OnBusy | None = None,
+        once: Once | None = None,
+    ) -> Appended:
+        """A user's message enters the log and gets its turn (*turn_id*, unless it joins one).
+
+        Raises:
+            SessionNotFound, SessionExpired
+            SessionBusy: ``reject``, and a turn is open.
+            BacklogFull: 100 messages or 4 MiB wait already.
+            IdempotencyMismatch: the key came with other content before.
+        """
+        reply = await self._scripts.run(
+            APPEND,
+            session_id,
+            app,
+            message.message_id,
+            turn_id,
+            message.body,
+            on_busy or b"",
+            once.fingerprint if once else b"",
+            once=once.digest if once else message.message_id,
+        )
+        match reply:
+            case [b"ok" | b"repeated" as word, _, now, message_id, cursor, turn, renewed, fields]:
+                if word == b"ok" and int(renewed):
+                    metrics.RENEWALS.of("message").inc()
+                return Appended(
+                    session=session_of(session_id, now, fields),
+                    message_id=MessageId(message_id.decode()),
+                    cursor=int(cursor),
+                    turn_id=TurnId(turn.decode()),
+                    was_renewed=int(renewed) == 1,
+                    replayed=word == b"repeated",
+                )
+            case [b"busy", _, turn, state]:
+                raise SessionBusy(session_id, turn.decode(), state.decode())
+            case [b"backlog", _, queued]:
+                raise BacklogFull(session_id, int(queued))
+            case [b"mismatch", _]:
+                raise IdempotencyMismatch
+            case _:
+                raise unknown(APPEND, reply)
+
+    async def history(
+        self,
+        session_id: SessionId,
+        *,
+        app: AppName | None,
+        limit: int,
+        before: int | None = None,
+        after: int | None = None,
+        ended: bool = False,
+    ) -> HistoryPage:
+        """One page of messages; both bounds are exclusive cursors.
+
+        Raises:
+            SessionNotFound
+            SessionExpired: unless *ended* asks for the log of an expired session.
+        """
+        # Redis refuses to look before its very first stream id, and ids of more than 64 bits.
+        low = "" if after is None else max(0, min(after, MAX_CURSOR))
+        high = "" if before is None else max(1, min(before, MAX_CURSOR))
+        reply = await self._scripts.look(HISTORY, session_id, app, limit, high, low, int(ended))
+        match reply:
+            case [b"ok", _, more, entries]:
+                return HistoryPage([entry_of(entry) for entry in entries], more == 1)
+            case _:
+                raise unknown(HISTORY, reply)
+
+    async def replay(
+        self, session_id: SessionId, *, app: AppName | None, after: int | None, limit: int = PAGE_ENTRIES
+    ) -> Replay:
+        """The session, its draft, and the entries after *after*, oldest first (None: none).
+
+        Raises:
+            SessionNotFound
+        """
+        low = "" if after is None else max(0, min(after, MAX_CURSOR))
+        reply = await self._scripts.look(REPLAY, session_id, app, low, limit, PAGE_BYTES)
+        match reply:
+            case [b"ok", _, now, fields, record, text, oldest, complete, entries]:
+                session = session_of(session_id, now, fields)
+                return Replay(
+                    session=session,
+                    expired=None,
+                    newest=session.cursor,
+                    oldest=int(oldest),
+                    draft=draft_of(record, text) if record else None,
+                    entries=[entry_of(entry) for entry in entries],
+                    complete=complete == 1,
+                )
+            case [b"expired", _, _, _, _, _, _, fields, oldest, complete, entries]:
+                self._scripts.noticed(session_id, reply)
+                return Replay(
+                    session=None,
+                    expired=expired_of(session_id, reply),
+                    newest=int(fields[FIELDS.index("cursor")]),
+                    oldest=int(oldest),
+                    draft=None,
+                    entries=[entry_of(entry) for entry in entries],
+                    complete=complete == 1,
+                )
+            case _:
+                raise unknown(REPLAY, reply)
+
+    async def positions(self, session_ids: list[SessionId]) -> list[Position | None]:
+        """Where each session stands, None if it is gone. One round trip for all."""
+        redis, keyspace = self._scripts.redis, self._scripts.keyspace
+        time, *rows = await asyncio.gather(
+            redis.command(b"TIME", safe=True),
+            *(
+                redis.command(b"HMGET", keyspace.of(session_id).session, *_POSITION_FIELDS, safe=True)
+                for session_id in session_ids
+            ),
+        )
+        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        positions: list[Position | None] = []
+        for cursor, rev, expires, held, reason in rows:
+            if expires is None:
+                positions.append(None)
+                continue
+            end_ms = max(int(expires), int(held or 0))
+            positions.append(
+                Position(int(cursor or 0), int(rev or 0), end_ms, bool(reason) or now_ms >= end_ms)
+            )
+        return positions

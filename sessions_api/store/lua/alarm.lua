@@ -1,0 +1,43 @@
+--[[ alarm: do whatever is due for a session, each at most once, and set the next alarm.
+
+KEYS   the session's eleven
+ARGV   sid, app
+REPLY  {'expired' | 'warned' | 'lapsed' | 'idle', sid, lag_ms} | {'absent', sid}
+
+The claim is the transition itself: anyone may call it at any time, on a hint, by
+the sweep, or because a request found the session past its time. It begins with a
+DEL, so that it works when Redis is full, and leaves `due` last: should it fail
+half-way, the session still has its promise. ]]
+-- needs: session clock turns ending
+
+redis.call('DEL', alarm)
+if s.app == '' then
+  redis.call('ZREM', near, sid)
+  redis.call('ZREM', due, sid)
+  return {'absent', sid}
+end
+if s.reason ~= '' then
+  redis.call('ZREM', due, sid)
+  return {'idle', sid, 0}
+end
+if now >= end_ms() then return {'expired', sid, int(expire())} end
+
+local word, lag_ms = 'idle', 0
+if s.turn_state == 'running' and s.held_until_ms <= now then
+  local turn = turn_of(s.turn)
+  word, lag_ms = 'lapsed', now - s.held_until_ms
+  turn.lapsed = true
+  retry_or_fail(turn, 'AGENT_TIMEOUT', 'The agent stopped answering')
+  if turn.state == 'failed' and s.auto_renew == 1 then renew('turn') end
+  reckon(nil)
+elseif s.retry_ms > 0 and s.retry_ms <= now then
+  set('retry_ms', 0)
+  reckon(nil)
+end
+local late = warn()
+if late then word, lag_ms = 'warned', late end
+set('alarm_ms', 0)
+arm(true)
+save()
+keep()
+return {word, sid, int(lag_ms)}

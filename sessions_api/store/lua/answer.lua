@@ -1,0 +1,31 @@
+--[[ answer: the log entry that answers a turn.
+
+KEYS   the session's five
+ARGV   sid, app, turn_id, after (cursor of its message, 0 = unknown)
+REPLY  {'ok', sid, entry} | {'none', sid} | absent
+
+By the record's cursor while the turn is among the last 50 that ended, else by its
+turn id in the log after its message. ]]
+-- needs: session
+
+local turn_id, after = ARGV[3], ARGV[4]
+local BATCH = 200
+
+local dead = over()
+if dead and dead[1] == 'absent' then return dead end
+local record = redis.call('HGET', turns, turn_id)
+local cursor = record and cjson.decode(record).answer or 0
+if cursor and cursor > 0 then
+  local entry = redis.call('XRANGE', log, int(cursor), int(cursor))[1]
+  if entry then return {'ok', sid, entry} end
+end
+if record then return {'none', sid} end
+local from = '(' .. after .. '-0'
+while true do
+  local page = redis.call('XRANGE', log, from, '+', 'COUNT', BATCH)
+  for _, entry in ipairs(page) do
+    if entry[2][6] == turn_id and entry[2][8] ~= '' then return {'ok', sid, entry} end
+  end
+  if #page < BATCH then return {'none', sid} end
+  from = '(' .. page[#page][1]
+end

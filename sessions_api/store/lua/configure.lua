@@ -1,0 +1,57 @@
+--[[ configure: change the timeouts of a live session; the deadline counts from its last renewal.
+
+KEYS   the session's eleven
+ARGV   sid, app, op, if_match ('' = whatever), then source and value of timeout_ms,
+       auto_renew, max_duration_ms, warning_ms (source '' = keep)
+REPLY  {'ok', sid, now, fields} | {'stale', sid, version} | {'past', sid, deadline}
+       | {'threshold' | 'duration', sid, timeout_ms, value} | expired | absent
+
+Fields not named keep their value. A threshold from a lower tier that is not below
+the timeout is halved to fit; the session's own is refused. Repeatable by its op. ]]
+-- needs: session clock
+
+local op, if_match = ARGV[3], ARGV[4]
+local NAMES = {'timeout_ms', 'auto_renew', 'max_duration_ms', 'warning_ms'}
+
+local dead = over()
+if dead then return dead end
+if outcome_of(op) then return {'ok', sid, int(now), fields()} end
+if if_match ~= '' and tonumber(if_match) ~= s.config_version then
+  return {'stale', sid, int(s.config_version)}
+end
+
+local sources = {}
+for i, name in ipairs(NAMES) do
+  local source, value = ARGV[3 + 2 * i], ARGV[4 + 2 * i]
+  sources[i] = source ~= '' and source or string.sub(s.sources, i, i)
+  if source ~= '' then set(name, tonumber(value)) end
+end
+if s.warning_ms >= s.timeout_ms then
+  if sources[4] == 's' then return {'threshold', sid, int(s.timeout_ms), int(s.warning_ms)} end
+  set('warning_ms', math.floor(s.timeout_ms / 2))
+end
+if sources[3] == 's' and s.max_duration_ms < s.timeout_ms then
+  return {'duration', sid, int(s.timeout_ms), int(s.max_duration_ms)}
+end
+local deadline = math.min(s.last_renewal_ms + s.timeout_ms, cap_ms())
+local held = s.held_until_ms > now
+if deadline <= now and not held then return {'past', sid, int(deadline)} end
+
+local moved = deadline ~= s.expires_ms
+set('sources', table.concat(sources))
+set('config_version', s.config_version + 1)
+set('expires_ms', deadline)
+if held then
+  local lease_ms = cjson.decode(redis.call('HGET', turns, s.turn)).lease_ms
+  set('held_until_ms', math.min(lease_ms, cap_ms()))
+end
+if end_ms() <= now then return {'past', sid, int(end_ms())} end
+unwarn()
+remember(op, 'ok')
+if moved then fact('session.renewed', int(deadline) .. ' ' .. int(s.renewals) .. ' config') end
+fact('session.updated')
+warn()
+arm(true)
+save()
+keep()
+return {'ok', sid, int(now), fields()}

@@ -1,0 +1,44 @@
+--[[ create: open a session for a user with an agent.
+
+KEYS   the session's eleven (store/keys.py), once
+ARGV   sid, app, agent_id, user_id, metadata, timeout_ms, auto_renew, max_duration_ms,
+       warning_ms, sources, on_busy, retention_ms, fingerprint ('' without a key), max_open
+REPLY  {'ok', sid, now, fields} | {'repeated', other sid} | {'mismatch', sid} | {'crowded', sid, open}
+
+Repeatable by its session id: a repeat finds the session and replies with it. ]]
+-- needs: session clock
+
+local once = KEYS[12]
+local fingerprint, max_open = ARGV[13], tonumber(ARGV[14])
+
+if s.app ~= '' then return {'ok', sid, int(now), fields()} end
+if fingerprint ~= '' then
+  local first = redis.call('GET', once)
+  if first then
+    local known, other = string.match(first, '(%S+) (%S+)')
+    if known ~= fingerprint then return {'mismatch', sid} end
+    return {'repeated', other}
+  end
+end
+local owner = app .. ':' .. string.lower(ARGV[4]) .. ':'
+local open = redis.call('ZLEXCOUNT', users, '[' .. owner, '(' .. owner .. '~')
+if open >= max_open then return {'crowded', sid, open} end
+
+for i, name in ipairs({'app', 'agent_id', 'user_id', 'metadata', 'timeout_ms', 'auto_renew',
+    'max_duration_ms', 'warning_ms', 'sources', 'on_busy', 'retention_ms'}) do
+  local value = ARGV[i + 1]
+  set(name, type(s[name]) == 'number' and tonumber(value) or value)
+end
+set('created_ms', now)
+set('last_activity_ms', now)
+set('last_renewal_ms', now)
+set('expires_ms', math.min(now + s.timeout_ms, cap_ms()))
+set('config_version', 1)
+warn()
+arm() -- first, since it can fail for want of memory
+save()
+keep()
+redis.call('ZADD', users, 0, owner .. int(now) .. ':' .. sid)
+redis.call('ZADD', agents, 0, app .. ':' .. string.lower(s.agent_id) .. ':' .. int(now) .. ':' .. sid)
+if fingerprint ~= '' then redis.call('SET', once, fingerprint .. ' ' .. sid, 'PX', 86400000) end
+return {'ok', sid, int(now), fields()}

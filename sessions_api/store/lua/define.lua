@@ -1,0 +1,16 @@
+--[[ define: put an agent's definition; all replicas notice by the version.
+
+KEYS   definitions
+ARGV   agent_id, definition
+REPLY  {'ok'}
+
+Repeatable by nature: the same definition again changes nothing. ]]
+
+local definitions = KEYS[1]
+local agent_id, definition = ARGV[1], ARGV[2]
+
+if redis.call('HGET', definitions, agent_id) ~= definition then
+  redis.call('HSET', definitions, agent_id, definition)
+  redis.call('HINCRBY', definitions, 'version', 1)
+end
+return {'ok'}

@@ -1,0 +1,42 @@
+--[[ delta: a worker appends text to the running answer; holds the session for a lease.
+
+KEYS   the session's eleven
+ARGV   sid, app, turn_id, fence, text, units, offset, max_units
+REPLY  {'ok', sid} | {'cancelled', sid} | {'lost', sid} | {'gap', sid, expected}
+       | {'large', sid} | expired | absent
+
+Repeatable by its offset (UTF-16 units): what is already there is not added again. ]]
+-- needs: session clock turns ending worker
+
+local turn_id, fence, text = ARGV[3], ARGV[4], ARGV[5]
+local units, offset, max_units = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+
+local dead = over()
+if dead then return dead end
+local turn = turn_of(turn_id)
+local standing = standing_of(turn, fence)
+if standing == 'cancelled' then return {'cancelled', sid} end
+if standing == 'completed' and offset + units <= turn.units then return {'ok', sid} end
+if standing == 'failed' and turn.error.code == 'ANSWER_TOO_LARGE' then return {'large', sid} end
+if standing ~= 'own' then return {'lost', sid} end
+if offset ~= turn.units then
+  if offset + units <= turn.units then return {'ok', sid} end
+  return {'gap', sid, int(turn.units)}
+end
+if turn.units + units > max_units then
+  fail(turn, 'ANSWER_TOO_LARGE', 'The answer exceeds ' .. int(max_units) .. ' characters')
+  after_turn()
+  return {'large', sid}
+end
+redis.call('APPEND', draft, text)
+revive(turn)
+turn.units = turn.units + units
+turn.index = turn.index + 1
+if turn.state == 'running' then hold(turn, LEASE_MS) end
+put(turn)
+publish('turn.delta', 0, 0, turn_id .. ' ' .. turn.message_id .. ' ' .. int(turn.index - 1) .. ' ' .. int(offset), text)
+warn()
+arm()
+save()
+keep()
+return {'ok', sid}

@@ -1,0 +1,22 @@
+--[[ end: erase a session, live or expired, with everything it holds.
+
+KEYS   the session's eleven
+ARGV   sid, app
+REPLY  {'ok', sid} | {'absent', sid}
+
+Afterwards nothing says it existed. Its followers are told, its turns are
+cancelled with it. Repeatable: a repeat finds nothing, and the store, which knows
+that it repeats, calls that success. ]]
+-- needs: session clock turns ending
+
+if s.app == '' or (app ~= '' and s.app ~= app) then return {'absent', sid} end
+local ids = open_turns()
+leave_indexes()
+redis.call('ZREM', due, sid)
+redis.call('DEL', session, alarm, log, turns, draft)
+for _, id in ipairs(ids) do
+  fact('turn.cancelled', id .. ' -', '{"by":"delete"}')
+end
+fact('session.ended')
+tell()
+return {'ok', sid}

@@ -1,0 +1,98 @@
+-- The session's time: TTLs, the alarm, warnings, renewal; the policy of
+-- domain/timeouts.py with Redis's clock. And what is told to followers.
+
+local function publish(kind, cursor, prev, args, payload)
+  outbox[#outbox + 1] = kind .. ' ' .. int(cursor) .. ' ' .. int(prev) .. ' ' .. int(s.rev) .. ' '
+    .. int(now) .. (args ~= '' and ' ' .. args or '') .. '\n' .. (payload or '')
+end
+
+-- A live-only fact: whoever was away finds another rev and reads the session.
+local function fact(kind, args, payload)
+  set('rev', s.rev + 1)
+  publish(kind, 0, 0, args or '', payload)
+end
+
+-- Every per-session key lives until the session's end plus its retention.
+local function keep()
+  local at = int(end_ms() + s.retention_ms)
+  redis.call('PEXPIREAT', session, at)
+  if s.cursor > 0 then
+    redis.call('PEXPIREAT', log, at)
+    redis.call('PEXPIREAT', turns, at)
+    if s.turn_state ~= '' then redis.call('PEXPIREAT', draft, at) end
+  end
+end
+
+local function warning_ms()
+  if s.held_until_ms > now then
+    local instant = cap_ms() - s.warning_ms
+    return s.warned_ms < instant and instant or nil
+  end
+  return s.warned_ms == 0 and s.expires_ms - s.warning_ms or nil
+end
+
+-- Rewritten only when the next instant became earlier: an alarm that fires early
+-- finds nothing due and re-arms, which costs less than two writes per renewal.
+local function arm(exact)
+  local at = end_ms()
+  local warning = warning_ms()
+  if warning and warning < at then at = warning end
+  if s.held_until_ms > 0 and s.held_until_ms < at then at = s.held_until_ms end
+  if s.retry_ms > 0 and s.retry_ms < at then at = s.retry_ms end
+  if at <= now then at = now + 1 end
+  if exact or s.alarm_ms == 0 or at < s.alarm_ms then
+    set('alarm_ms', at)
+    redis.call('ZADD', due, int(at), sid)
+    redis.call('SET', alarm, '', 'PXAT', int(at))
+  end
+end
+
+-- Warn once per approach; returns how late, or nil if there is nothing to warn of.
+local function warn()
+  local instant = warning_ms()
+  if not instant or now < instant or now >= end_ms() then return nil end
+  local deadline = instant + s.warning_ms
+  set('warned_ms', now)
+  redis.call('ZADD', near, int(deadline), sid)
+  fact('session.expiring', int(deadline) .. ' ' .. (deadline >= cap_ms() and 'max_duration' or 'timeout'))
+  return now - instant
+end
+
+-- A new deadline that puts now before its warning takes the warning back.
+local function unwarn()
+  if s.warned_ms == 0 then return end
+  if now < s.expires_ms - s.warning_ms then
+    set('warned_ms', 0)
+    redis.call('ZREM', near, sid)
+  else
+    redis.call('ZADD', near, int(s.expires_ms), sid)
+  end
+end
+
+-- Restart the idle clock; whether the deadline moved.
+local function renew(by)
+  local deadline = math.min(now + s.timeout_ms, cap_ms())
+  set('last_renewal_ms', now)
+  if deadline <= s.expires_ms then return false end
+  set('expires_ms', deadline)
+  set('renewals', s.renewals + 1)
+  unwarn()
+  fact('session.renewed', int(deadline) .. ' ' .. int(s.renewals) .. ' ' .. by)
+  return true
+end
+
+-- The session keeps its last four ops with their outcomes, so each is repeatable.
+local function outcome_of(op)
+  for known, word in string.gmatch(s.ops, '(%S+)=(%S+)') do
+    if known == op then return word end
+  end
+  return nil
+end
+
+local function remember(op, word)
+  local ops = {op .. '=' .. word}
+  for known in string.gmatch(s.ops, '%S+') do
+    if #ops < 4 then ops[#ops + 1] = known end
+  end
+  set('ops', table.concat(ops, ' '))
+end

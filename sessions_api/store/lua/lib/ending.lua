@@ -1,0 +1,62 @@
+-- How a session ends: its turns first, then its own event, then its tombstone.
+
+local VOLATILE = {
+  'held_until_ms', 'warned_ms', 'ops', 'turn', 'turn_state', 'queued', 'queued_bytes',
+  'retry_ms', 'ready_ms', 'alarm_ms', 'log_bytes',
+}
+
+local function leave_indexes()
+  redis.call('ZREM', near, sid)
+  local tail = ':' .. int(s.created_ms) .. ':' .. sid
+  redis.call('ZREM', users, s.app .. ':' .. string.lower(s.user_id) .. tail)
+  redis.call('ZREM', agents, s.app .. ':' .. string.lower(s.agent_id) .. tail)
+  leave_ready()
+end
+
+local function open_turns()
+  local ids = s.queued > 0 and {unpack(list('queue'))} or {}
+  if s.turn_state == 'running' then table.insert(ids, 1, s.turn) end
+  return ids
+end
+
+-- At its instant, whoever notices: settle everything, keep the tombstone and the
+-- log for the retention. Returns how late.
+local function expire()
+  local ended, why = end_ms(), reason()
+  leave_indexes()
+  redis.call('DEL', alarm, draft)
+  for _, id in ipairs(open_turns()) do
+    local turn = turn_of(id)
+    if turn then fail(turn, 'SESSION_EXPIRED', 'The session expired before the turn ended') end
+  end
+  set('expires_ms', ended)
+  set('reason', why)
+  fact('session.expired', int(ended) .. ' ' .. why)
+  redis.call('HDEL', session, unpack(VOLATILE))
+  for _, name in ipairs(VOLATILE) do
+    s[name] = type(s[name]) == 'number' and 0 or ''
+    changed[name] = false
+  end
+  save()
+  keep()
+  redis.call('ZREM', due, sid) -- last: what fails half-way is swept again
+  return now - ended
+end
+
+-- After a turn ended: the idle clock restarts, the next turn becomes ready, and a
+-- session that only the turn kept alive ends with it. Returns what became of it:
+-- 'expired', 'warned', 'renewed' or 'kept'.
+local function after_turn()
+  local word = s.auto_renew == 1 and renew('turn') and 'renewed' or 'kept'
+  if now >= end_ms() then
+    set('expires_ms', now) -- it took effect when the hold ended
+    expire()
+    return 'expired'
+  end
+  reckon(nil)
+  if warn() then word = 'warned' end
+  arm()
+  save()
+  keep()
+  return word
+end

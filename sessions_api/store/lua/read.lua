@@ -1,0 +1,8 @@
+--[[ read: the session as it stands; renews nothing.
+
+KEYS   session
+ARGV   sid, app
+REPLY  {'ok', sid, now, fields} | expired | absent ]]
+-- needs: session
+
+return over() or {'ok', sid, int(now), fields()}

@@ -1,0 +1,405 @@
+"""Alarms: warnings and expiry at their instant, once, whoever rings; and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sessions_api.domain import timeouts
+from sessions_api.domain.ids import PARTITIONS, new_op_id, partition_of_session
+from sessions_api.domain.sessions import ConfigChange, Session
+from sessions_api.domain.timeouts import TimeoutConfig
+from sessions_api.domain.turns import ClaimedTurn
+from sessions_api.errors import SessionExpired, SessionNotFound
+from sessions_api.store import Store
+from sessions_api.store.connection import Redis
+from sessions_api.store.keys import Keyspace
+from tests.support.servers import TestServer
+from tests.support.stores import (
+    CONFIG,
+    MINUTE_MS,
+    RETENTION_MS,
+    Ears,
+    age,
+    claimed,
+    complete,
+    new_session,
+    opened,
+    say,
+)
+from tests.support.timeout_cases import CASES, Case, Step
+from tests.support.waiting import until
+
+SLACK_MS = 3_000  # what may really pass between the steps of a case, on a loaded machine
+TOMBSTONE = {
+    b"app", b"agent_id", b"user_id", b"metadata", b"created_ms",
+    b"timeout_ms", b"auto_renew", b"max_duration_ms", b"warning_ms", b"sources", b"on_busy", b"retention_ms",
+    b"config_version", b"last_activity_ms", b"last_renewal_ms", b"renewals", b"expires_ms", b"reason",
+    b"cursor", b"rev",
+}  # fmt: skip
+
+
+def near_one(first: int, second: int) -> bool:
+    return abs(first - second) <= SLACK_MS
+
+
+class Life:
+    """A session that is led through a case, time passing at once."""
+
+    def __init__(self, store: Store, session: Session, offset_ms: int = 0) -> None:
+        self.store = store
+        self.sid = session.session_id
+        self.taken: ClaimedTurn | None = None
+        self.passed_ms = offset_ms
+
+    async def do(self, step: Step) -> Any:
+        store, sid = self.store, self.sid
+        match step.act:
+            case "ring":
+                return await store.alarms.ring(sid)
+            case "renew":
+                return await store.sessions.renew(sid, app=None, op=new_op_id())
+            case "heartbeat":
+                return await store.sessions.heartbeat(sid, app=None, op=new_op_id())
+            case "message":
+                return await say(store, sid)
+            case "hold":
+                await say(store, sid)
+                self.taken = await claimed(store, sid)
+            case "extend":
+                assert self.taken is not None
+                turn = self.taken.turn
+                return await store.turns.extend(sid, turn.turn_id, fence=turn.fence)
+            case "release":
+                assert self.taken is not None
+                return await complete(store, self.taken)
+            case "configure":
+                change = ConfigChange(**{name: ("s", value) for name, value in step.change.items()})
+                return await store.sessions.configure(sid, app=None, op=new_op_id(), change=change)
+            case _:
+                raise AssertionError(step.act)
+        return None
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_lives(store: Store, server: TestServer, case: Case) -> None:
+    """The scripts lead every life as the policy does: the same cases as in tests/domain."""
+    session = await opened(store, config=case.config)
+    life = Life(store, session)
+    of = store.keyspace.of(session.session_id)
+    for number, step in enumerate(case.steps):
+        where = f"{case.name}: step {number + 1}"
+        await age(store, session.session_id, step.after_ms)
+        await life.do(step)
+        fields = server.call("HGETALL", of.session)
+        created = int(fields[b"created_ms"])
+        assert near_one(int(fields[b"expires_ms"]) - created, step.expires_ms), where
+        assert fields.get(b"reason", b"").decode() == step.ends, where
+        if step.ends:
+            assert b"warned_ms" not in fields, where
+            return
+        assert (int(fields.get(b"warned_ms", 0)) > 0) is step.near, where
+        assert (await store.listing.near()) == step.near, where
+        read = await store.sessions.read(session.session_id, app=None)
+        if step.act in {"renew", "release"} or (
+            step.act in {"message", "heartbeat"} and case.config.auto_renew
+        ):
+            # Exact: by the instants that the script itself decided with.
+            assert read.expires_ms == timeouts.deadline_ms(created, read.last_renewal_ms, read.config), where
+        assert read.expires_ms <= read.max_expires_ms
+        assert read.held_until_ms <= read.max_expires_ms
+
+
+class TestRing:
+    async def test_five_keepers_racing_have_one_effect(
+        self, store: Store, server: TestServer, ears: Ears
+    ) -> None:
+        """Each warning and each expiration happens once, counted by what followers hear."""
+        session = await opened(store)
+        await say(store, session.session_id)
+        keepers = [Redis.from_url(server.url) for _ in range(5)]
+        for keeper in keepers:
+            await keeper.start()
+        try:
+            stores = [Store(keeper, Keyspace()) for keeper in keepers]
+            outcomes: list[list[str]] = []
+            for pause_ms in (26 * MINUTE_MS, 5 * MINUTE_MS):
+                await age(store, session.session_id, pause_ms)
+                ears.heard()
+                rung = await asyncio.gather(*(each.alarms.ring(session.session_id) for each in stores * 4))
+                outcomes.append(sorted({str(each.outcome) for each in rung}))
+                outcomes.append(ears.types())
+        finally:
+            for keeper in keepers:
+                await keeper.stop()
+
+        assert outcomes == [
+            ["idle", "warned"], ["session.expiring"],
+            ["expired", "idle"], ["turn.failed", "session.expired"],
+        ]  # fmt: skip
+
+    async def test_tells_how_late_it_was(self, store: Store) -> None:
+        session = await opened(store)
+        await age(store, session.session_id, CONFIG.timeout_ms + 1_234)
+
+        rung = await store.alarms.ring(session.session_id)
+
+        assert rung.outcome == "expired"
+        assert 1_234 <= rung.lag_ms < 1_234 + SLACK_MS
+
+    async def test_rung_early_it_finds_nothing_due_and_stays_set(
+        self, store: Store, server: TestServer
+    ) -> None:
+        session = await opened(store)
+        partition = store.keyspace.partition(partition_of_session(session.session_id))
+        before = server.call("ZSCORE", partition.due, session.session_id)
+
+        assert (await store.alarms.ring(session.session_id)).outcome == "idle"
+
+        assert server.call("ZSCORE", partition.due, session.session_id) == before
+
+    async def test_a_renewal_leaves_it_alone_and_it_is_set_anew_when_it_rings(
+        self, store: Store, server: TestServer
+    ) -> None:
+        """One idle call per timeout instead of two writes per heartbeat."""
+        session = await opened(store)
+        sid = session.session_id
+        partition = store.keyspace.partition(partition_of_session(sid))
+        await age(store, sid, 10 * MINUTE_MS)
+        first = server.call("ZSCORE", partition.due, sid)
+        await store.sessions.heartbeat(sid, app=None, op=new_op_id())
+        assert server.call("ZSCORE", partition.due, sid) == first
+
+        await age(store, sid, 15 * MINUTE_MS)
+        assert (await store.alarms.ring(sid)).outcome == "idle"
+
+        after = await store.sessions.read(sid, app=None)
+        due = int(float(server.call("ZSCORE", partition.due, sid)))
+        assert due == after.expires_ms - CONFIG.warning_ms
+
+    async def test_a_warning_whose_expiry_has_passed_is_not_sent(self, store: Store, ears: Ears) -> None:
+        session = await opened(store)
+        await age(store, session.session_id, CONFIG.timeout_ms)
+        ears.heard()
+
+        await store.alarms.ring(session.session_id)
+
+        assert ears.types() == ["session.expired"]
+
+    async def test_what_is_absent_is_said_to_be(self, store: Store) -> None:
+        assert (await store.alarms.ring(new_session().session_id)).outcome == "absent"
+
+    async def test_notifications_name_the_session(self, store: Store) -> None:
+        """The key whose expiry is the hint leads back to its session."""
+        session = await opened(store)
+        of = store.keyspace.of(session.session_id)
+
+        assert store.keyspace.session_of_alarm(of.all()[1]) == session.session_id
+        assert store.keyspace.session_of_alarm(of.session) is None
+        assert store.keyspace.session_of_alarm(b"other:alarm:{x}:" + of.sid) is None
+
+
+class TestExpiry:
+    async def test_leaves_a_tombstone_of_exactly_these_fields(self, store: Store, server: TestServer) -> None:
+        session = await opened(store, metadata=b'{"a":1}')
+        sid = session.session_id
+        await say(store, sid)
+        await complete(store, await claimed(store, sid))
+        await say(store, sid)
+        taken = await claimed(store, sid)
+        await store.turns.delta(sid, taken.turn.turn_id, fence=taken.turn.fence, text="a", offset=0)
+        await store.sessions.renew(sid, app=None, op=new_op_id())
+        before = await store.sessions.read(sid, app=None)
+        await age(store, sid, CONFIG.timeout_ms)
+        await store.alarms.ring(sid)
+
+        of = store.keyspace.of(sid)
+        fields = server.call("HGETALL", of.session)
+
+        assert set(fields) <= TOMBSTONE
+        assert set(fields) >= TOMBSTONE - {b"cursor"}
+        assert fields[b"reason"] == b"timeout"
+        assert int(fields[b"expires_ms"]) == before.expires_ms - CONFIG.timeout_ms
+        assert fields[b"metadata"] == b'{"a":1}'
+        ttl = server.call("PTTL", of.session)
+        assert near_one(ttl, RETENTION_MS)
+        assert server.call("EXISTS", of.all()[1], of.all()[4]) == 0
+
+    async def test_ends_every_open_turn_before_the_session(self, store: Store, ears: Ears) -> None:
+        session = await opened(store)
+        sid = session.session_id
+        running = await say(store, sid)
+        await claimed(store, sid)
+        queued = await say(store, sid)
+        await age(store, sid, CONFIG.timeout_ms)
+        ears.heard()
+
+        await store.alarms.ring(sid)
+
+        heard = ears.heard()
+        assert [(kind, args.split(" ")[0]) for kind, args, _ in heard[:2]] == [
+            ("turn.failed", running.turn_id), ("turn.failed", queued.turn_id),
+        ]  # fmt: skip
+        assert [kind for kind, *_ in heard[2:]] == ["session.expired"]
+        for each in (running, queued):
+            turn = await store.turns.read(sid, each.turn_id, app=None)
+            assert turn.error is not None
+            assert (turn.state, turn.error.code) == ("failed", "SESSION_EXPIRED")
+
+    async def test_settles_the_indexes(self, store: Store, server: TestServer) -> None:
+        session = await opened(store)
+        await say(store, session.session_id)
+        await age(store, session.session_id, CONFIG.timeout_ms - 1_000)
+        await store.alarms.ring(session.session_id)
+        await age(store, session.session_id, 1_000)
+
+        await store.alarms.ring(session.session_id)
+
+        names = {key.removeprefix(b"sa:").split(b":")[0] for key in sorted(server.keys())}
+        assert names == {b"session", b"log", b"turns", b"meta"}
+        assert await store.listing.total(app=None) == await store.listing.near() == 0
+
+    async def test_after_the_retention_nothing_is_left(self, store: Store, server: TestServer) -> None:
+        """By Redis itself: nobody has to clean up."""
+        config = TimeoutConfig(60_000, True, 720_000, 10_000)
+        before = server.keys()
+        sessions = [await opened(store, config=config, retention_ms=500) for _ in range(4)]
+        for session in sessions[1:]:
+            await say(store, session.session_id)
+        taken = await claimed(store, sessions[2].session_id)
+        await store.turns.delta(
+            sessions[2].session_id, taken.turn.turn_id, fence=taken.turn.fence, text="a", offset=0
+        )
+        for session in sessions:
+            await age(store, session.session_id, 60_000)
+        for session in sessions[:3]:
+            await store.alarms.ring(session.session_id)
+
+        # The fourth was rung by nobody: its keys go by themselves, its ghosts when it is rung.
+        await until(
+            lambda: not [key for key in sorted(server.keys()) if sessions[3].session_id.encode() in key]
+        )
+        await store.alarms.ring(sessions[3].session_id)
+        partition = partition_of_session(sessions[3].session_id)
+        for index in ("users", "agents", "near", "ready", "due"):
+            await store.alarms.prune(partition, index)
+
+        await until(lambda: server.keys() == before)
+        for session in sessions:
+            with pytest.raises(SessionNotFound):
+                await store.sessions.read(session.session_id, app=None)
+
+    async def test_is_seen_at_the_instant_itself(self, store: Store) -> None:
+        """By waiting for once: live while time remains, over afterwards, with no keeper running."""
+        session = await opened(store, config=TimeoutConfig(300, True, 60_000, 100))
+        last_ms = session.now_ms
+        with pytest.raises(SessionExpired) as error:  # noqa: PT012  the loop is what ends in it
+            while True:
+                last_ms = (await store.sessions.read(session.session_id, app=None)).now_ms
+                assert last_ms < session.expires_ms
+
+        assert error.value.expires_ms == session.expires_ms
+
+
+class TestDue:
+    async def test_names_what_is_due_oldest_first_and_what_comes_next(self, store: Store) -> None:
+        sessions = [await opened(store) for _ in range(4)]
+        partition = partition_of_session(sessions[0].session_id)
+        for number, session in enumerate(sessions[:3]):
+            await age(store, session.session_id, (26 + number) * MINUTE_MS)
+
+        due = await store.alarms.due(partition)
+        first = await store.alarms.due(partition, 1)
+
+        assert due.session_ids == [session.session_id for session in reversed(sessions[:3])]
+        assert first.session_ids == [sessions[2].session_id]
+        assert due.next_ms == sessions[3].expires_ms - CONFIG.warning_ms
+        assert due.now_ms >= sessions[3].now_ms
+        assert (await store.alarms.due((partition + 1) % PARTITIONS)).next_ms is None
+
+    async def test_an_alarm_that_fails_is_postponed_and_blocks_nobody(self, store: Store) -> None:
+        session = await opened(store)
+        partition = partition_of_session(session.session_id)
+        await age(store, session.session_id, CONFIG.timeout_ms)
+
+        await store.alarms.postpone(session.session_id, 60_000)
+        await store.alarms.postpone(new_session().session_id, 60_000)
+
+        due = await store.alarms.due(partition)
+        assert due.session_ids == []
+        assert due.next_ms is not None
+        assert near_one(due.next_ms - due.now_ms, 60_000)
+
+    async def test_gauges_count_the_partition(self, store: Store) -> None:
+        sessions = [await opened(store) for _ in range(3)]
+        await say(store, sessions[0].session_id)
+        await age(store, sessions[1].session_id, 26 * MINUTE_MS)
+        await store.alarms.ring(sessions[1].session_id)
+
+        gauges = await store.alarms.gauges(partition_of_session(sessions[0].session_id))
+
+        assert (gauges.live, gauges.near, gauges.due, gauges.ready) == (3, 1, 3, 1)
+
+
+class TestPrune:
+    @pytest.mark.parametrize("index", ["users", "agents", "near", "ready", "due"])
+    async def test_drops_ghosts_and_nothing_else(self, store: Store, server: TestServer, index: str) -> None:
+        sessions = [await opened(store) for _ in range(12)]
+        partition = partition_of_session(sessions[0].session_id)
+        for session in sessions:
+            await say(store, session.session_id)
+            await age(store, session.session_id, CONFIG.timeout_ms - MINUTE_MS)
+            await store.alarms.ring(session.session_id)
+        ghosts = sessions[::2]
+        for ghost in ghosts:
+            server.call("DEL", store.keyspace.of(ghost.session_id).session)
+
+        position: bytes | None = b""
+        batches = 0
+        while position is not None:
+            position = await store.alarms.prune(partition, index, position, 5)
+            batches += 1
+
+        members = server.call("ZRANGE", getattr(store.keyspace.partition(partition), index), 0, -1)
+        kept = {member[-36:].decode() for member in members}
+        assert kept == {session.session_id for session in sessions[1::2]}
+        assert batches >= 3
+
+
+class TestKeep:
+    async def test_a_partition_has_one_keeper(self, store: Store, server: TestServer) -> None:
+        replies = await asyncio.gather(*(store.alarms.keep(3, f"replica-{number}") for number in range(5)))
+
+        assert sorted(replies) == [False, False, False, False, True]
+        winner = f"replica-{replies.index(True)}"
+        assert await store.alarms.keep(3, winner)
+        assert await store.alarms.keep(4, "another")
+
+    async def test_it_is_given_back_by_its_keeper_only(self, store: Store) -> None:
+        await store.alarms.keep(3, "one")
+        await store.alarms.yield_(3, "two")
+        assert not await store.alarms.keep(3, "two")
+
+        await store.alarms.yield_(3, "one")
+
+        assert await store.alarms.keep(3, "two")
+
+    async def test_a_lease_ends_by_itself(self, store: Store, server: TestServer) -> None:
+        await store.alarms.keep(3, "dead", 50)
+        key = store.keyspace.partition(3).keeper
+        await until(lambda: not server.call("EXISTS", key))
+
+        assert await store.alarms.keep(3, "living")
+
+    async def test_replicas_know_of_each_other(self, store: Store) -> None:
+        assert await store.alarms.presence("b", 60_000) == ["b"]
+        assert await store.alarms.presence("a", 60_000) == ["a", "b"]
+        assert await store.alarms.presence("b", 0) == ["a"]
+
+    async def test_a_dead_replica_is_forgotten(self, store: Store) -> None:
+        await store.alarms.presence("dead", 1)
+        deadline = asyncio.get_running_loop().time() + 5
+        while await store.alarms.presence("living", 60_000) != ["living"]:
+            assert asyncio.get_running_loop().time() < deadline

@@ -1,0 +1,270 @@
+"""What tests of the store need: sessions made in a line, time that passes at once, the store as a whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+
+from sessions_api.domain.ids import (
+    LOCAL_APP,
+    AgentId,
+    AppName,
+    MessageId,
+    SessionId,
+    TurnId,
+    UserId,
+    new_message_id,
+    new_session_id,
+    new_turn_id,
+)
+from sessions_api.domain.messages import NewMessage
+from sessions_api.domain.sessions import NewSession, OnBusy, Session
+from sessions_api.domain.timeouts import TimeoutConfig
+from sessions_api.domain.turns import ClaimedTurn
+from sessions_api.store import Store
+from sessions_api.store.connection import Script
+from sessions_api.store.log import Appended
+from sessions_api.store.sessions import Once
+from tests.support.servers import TestServer
+
+USER = UserId("11111111-1111-4111-8111-111111111111")
+AGENT = AgentId("aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa")
+MINUTE_MS = 60_000
+CONFIG = TimeoutConfig(30 * MINUTE_MS, True, 720 * MINUTE_MS, 5 * MINUTE_MS)
+"""The service's defaults: half an hour, twelve hours at most, a warning five minutes before."""
+NO_RENEWAL = TimeoutConfig(30 * MINUTE_MS, False, 720 * MINUTE_MS, 5 * MINUTE_MS)
+RETENTION_MS = 60 * MINUTE_MS
+
+# Time passes for one session by moving all of its instants back: what the scripts then see
+# is what they would see that much later, to the millisecond, and no test has to wait for it.
+AGE = Script(
+    "age",
+    """
+local session, alarm, log, turns, draft, due, ready, users, agents, near = unpack(KEYS)
+local sid, by = ARGV[1], tonumber(ARGV[2])
+local function int(x) return string.format('%.0f', x) end
+local app = redis.call('HGET', session, 'app')
+if not app then return {'absent'} end
+redis.call('ZREM', due, '') -- a write that frees comes first: time passes when Redis is full, too
+local created = redis.call('HGET', session, 'created_ms')
+for key, id in pairs({[users] = 'user_id', [agents] = 'agent_id'}) do
+  local owner = app .. ':' .. string.lower(redis.call('HGET', session, id)) .. ':'
+  if redis.call('ZREM', key, owner .. created .. ':' .. sid) == 1 then
+    redis.call('ZADD', key, 0, owner .. int(created - by) .. ':' .. sid)
+  end
+end
+for _, name in ipairs({'created_ms', 'expires_ms', 'held_until_ms', 'last_activity_ms', 'last_renewal_ms',
+    'warned_ms', 'retry_ms', 'alarm_ms'}) do
+  local value = tonumber(redis.call('HGET', session, name) or 0)
+  if value > 0 then redis.call('HSET', session, name, int(value - by)) end
+end
+local records = redis.call('HGETALL', turns)
+for i = 1, #records, 2 do
+  if string.sub(records[i + 1], 1, 1) == '{' then
+    local turn = cjson.decode(records[i + 1])
+    if turn.lease_ms then turn.lease_ms = turn.lease_ms - by end
+    if turn.deadline_ms then turn.deadline_ms = turn.deadline_ms - by end
+    redis.call('HSET', turns, records[i], cjson.encode(turn))
+  end
+end
+for _, index in ipairs({due, near}) do
+  local score = redis.call('ZSCORE', index, sid)
+  if score then redis.call('ZADD', index, int(score - by), sid) end
+end
+for _, key in ipairs({session, alarm, log, turns, draft}) do
+  local left = redis.call('PTTL', key)
+  if left >= 0 then
+    if left <= by then redis.call('DEL', key) else redis.call('PEXPIRE', key, int(left - by)) end
+  end
+end
+return {'ok'}
+""",
+)
+
+
+async def age(store: Store, session_id: SessionId, by_ms: int) -> None:
+    """Let *by_ms* pass for one session, at once."""
+    of = store.keyspace.of(session_id)
+    await store.redis.script(AGE, of.all(), (of.sid, by_ms))
+
+
+def new_session(
+    user: str = USER,
+    *,
+    app: AppName = LOCAL_APP,
+    agent: str = AGENT,
+    config: TimeoutConfig = CONFIG,
+    on_busy: OnBusy = "queue",
+    retention_ms: int = RETENTION_MS,
+    metadata: bytes = b"{}",
+) -> NewSession:
+    session_id = new_session_id(UserId(user.lower()))
+    return NewSession(session_id, app, agent, user, metadata, config, on_busy, retention_ms)
+
+
+async def opened(store: Store, user: str = USER, **settings: Any) -> Session:
+    session, _ = await store.sessions.create(new_session(user, **settings))
+    return session
+
+
+def user_body(message_id: str, text: str) -> bytes:
+    return json.dumps(
+        {"authorId": USER, "id": message_id, "content": text, "isAgent": False}, separators=(",", ":")
+    ).encode()
+
+
+def agent_body(message_id: str, text: str) -> bytes:
+    return json.dumps({"id": message_id, "content": text, "isAgent": True}, separators=(",", ":")).encode()
+
+
+async def say(
+    store: Store,
+    session_id: SessionId,
+    text: str = "hello",
+    *,
+    on_busy: OnBusy | None = None,
+    once: Once | None = None,
+    message_id: MessageId | None = None,
+    turn_id: TurnId | None = None,
+) -> Appended:
+    """A user's message, with a fresh message id and turn id unless they are given."""
+    message_id = message_id or new_message_id()
+    return await store.log.append(
+        session_id,
+        app=None,
+        message=NewMessage(message_id, user_body(message_id, text)),
+        turn_id=turn_id or new_turn_id(),
+        on_busy=on_busy,
+        once=once,
+    )
+
+
+_bits = iter(range(1, 1 << 62))
+
+
+async def claimed(
+    store: Store,
+    session_id: SessionId,
+    *,
+    turn_ms: int = 300_000,
+    max_attempts: int = 3,
+    history: int = 50,
+    fence_bits: str | None = None,
+) -> ClaimedTurn:
+    """The session's oldest queued turn, taken; fails the test if there is none."""
+    claim = await store.turns.claim(
+        session_id,
+        agent_id=AGENT,
+        worker="worker",
+        fence_bits=fence_bits or f"{next(_bits):016x}",
+        message_id=new_message_id(),
+        turn_ms=turn_ms,
+        max_attempts=max_attempts,
+        history=history,
+    )
+    assert claim.turn is not None
+    return claim.turn
+
+
+async def complete(store: Store, taken: ClaimedTurn, text: str = "answer") -> bool:
+    turn = taken.turn
+    return await store.turns.complete(
+        SessionId(taken.session_id), turn.turn_id, fence=turn.fence, body=agent_body(turn.message_id, text)
+    )
+
+
+def once(key: str = "key", *, content: bytes = b"content", scope: str = "scope") -> Once:
+    return Once.of(app=LOCAL_APP, scope=scope, key=key, content=content)
+
+
+# ------------------------------------------------------------------ the store as a whole
+
+_INSTANT = re.compile(rb"\b1[0-9]{12}\b")
+
+
+def dump(server: TestServer) -> dict[bytes, Any]:
+    """Every key with its value and whether it has a TTL, instants replaced by ``<ms>``."""
+    found: dict[bytes, Any] = {}
+    with redis.Redis(port=server.port, host="127.0.0.1", protocol=2) as client:
+        for key in sorted(client.scan_iter(count=1000)):
+            kind = client.type(key)
+            value: Any
+            if kind == b"hash":
+                value = {name: _read(text) for name, text in sorted(client.hgetall(key).items())}
+            elif kind == b"zset":
+                value = [
+                    (_timeless(member), score > 1e12)
+                    for member, score in client.zrange(key, 0, -1, withscores=True)
+                ]
+            elif kind == b"stream":
+                value = [
+                    {name: _timeless(text) for name, text in fields.items()}
+                    for _, fields in client.xrange(key)
+                ]
+            else:
+                value = _timeless(client.get(key))
+            found[key] = (value, client.pttl(key) > 0)
+    return found
+
+
+def _timeless(text: bytes) -> bytes:
+    return _INSTANT.sub(b"<ms>", text)
+
+
+def _read(text: bytes) -> Any:
+    """A turn's record by its members: Lua encodes them in no particular order."""
+    return (
+        json.loads(_timeless(text).replace(b"<ms>", b'"<ms>"')) if text.startswith(b'{"') else _timeless(text)
+    )
+
+
+class Ears:
+    """What was published on sessions' live channels and agents' wake channels."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._pubsub = client.pubsub()  # type: ignore[no-untyped-call]
+        self._pubsub.psubscribe("sa:live:*", "sa:wake:*", "sa:marker")
+        confirmed = 0
+        while confirmed < 3:
+            message = self._pubsub.get_message(timeout=5)
+            assert message is not None
+            confirmed += message["type"] == "psubscribe"
+
+    def heard(self) -> list[tuple[str, str, bytes]]:
+        """Type (or ``wake``), its arguments behind the time, payload: of everything since the last call."""
+        self._client.publish("sa:marker", "")
+        events: list[tuple[str, str, bytes]] = []
+        while True:
+            message = self._pubsub.get_message(timeout=5)
+            assert message is not None
+            if message["type"] != "pmessage":
+                continue
+            channel, data = message["channel"], message["data"]
+            if channel == b"sa:marker":
+                return events
+            if channel.startswith(b"sa:wake:"):
+                events.append(("wake", channel.decode(), data))
+            else:
+                head, payload = data.split(b"\n", 1)
+                words = head.decode().split(" ")
+                events.append((words[0], " ".join(words[5:]), payload))
+
+    def types(self) -> list[str]:
+        """The types of what was heard, hints aside."""
+        return [kind for kind, *_ in self.heard() if kind != "wake"]
+
+
+@contextmanager
+def listening(server: TestServer) -> Iterator[Ears]:
+    with redis.Redis(port=server.port, host="127.0.0.1", protocol=2, socket_timeout=10) as client:
+        ears = Ears(client)
+        try:
+            yield ears
+        finally:
+            ears._pubsub.close()
