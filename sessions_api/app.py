@@ -113,6 +113,7 @@ class Parts:
         log.info("service_stopped")
 
     def _start_metrics(self, stack: AsyncExitStack) -> None:
+        stack.callback(metrics.follow_redis(self.hub.subscriber.stats, line="pubsub"))
         stack.callback(
             metrics.follow_redis(
                 self.redis.stats, line="commands", is_open_circuit=lambda: self.redis.circuit == "open"
@@ -204,7 +205,7 @@ def create_app(settings: Settings) -> Starlette:
 
 
 def _told_in_words(lifespan: ASGIApp) -> ASGIApp:
-    """*lifespan*, whose refusal to start over a setting is a line in the log; Starlette would send a stack."""
+    """*lifespan*, whose refusal to start over a setting is said in words; Starlette would send a stack."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         held: list[Message] = []

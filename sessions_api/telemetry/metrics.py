@@ -26,7 +26,7 @@ from sessions_api.telemetry.instruments import (
     render,
 )
 
-__all__ = ["agent", "count_alarm", "flush_forever", "follow_redis", "render"]
+__all__ = ["agent", "count_alarm", "count_due", "flush_forever", "follow_redis", "render"]
 
 REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LAG_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 6.0, 30.0, 120.0)
@@ -94,6 +94,11 @@ agent = busiest("agent", limit=100).of
 def count_alarm(trigger: str, outcome: str, lag_ms: int) -> None:
     """Count one alarm: *trigger* is ``hint``, ``sweep`` or ``request``, *outcome* the script's word."""
     ALARMS.of(trigger, outcome).inc()
+    count_due(outcome, lag_ms=lag_ms)
+
+
+def count_due(outcome: str, *, lag_ms: int) -> None:
+    """Count a warning or an expiration, by an alarm or in the script that brought it about."""
     if outcome == "warned":
         WARNINGS.inc()
         WARNING_LAG_SECONDS.observe(lag_ms / 1000)

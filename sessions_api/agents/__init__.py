@@ -1,0 +1,1 @@
+"""The dispatch of turns to agents."""

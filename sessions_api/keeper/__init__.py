@@ -1,0 +1,1 @@
+"""Alarms: what a session does when its time comes, in the partitions this replica keeps."""

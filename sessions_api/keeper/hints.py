@@ -1,0 +1,77 @@
+"""The hint: Redis's keyspace notifications say that a session's alarm key has expired.
+
+Only a hint: notifications may be off, forbidden, lost with a connection, or late
+by a second. Then the sweep finds the session all the same, and nothing here is
+a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from sessions_api.domain.ids import SessionId
+from sessions_api.errors import SessionsError
+from sessions_api.store import Store
+from sessions_api.store.pubsub import Subscriber
+from sessions_api.telemetry import metrics
+
+SETTING: Final = b"notify-keyspace-events"
+
+log = structlog.get_logger(__name__)
+
+
+class Hints:
+    """Calls *on_alarm* for each alarm key that expires, of whatever partition."""
+
+    def __init__(self, store: Store, *, on_alarm: Callable[[SessionId], None]) -> None:
+        self._redis = store.redis
+        self._keyspace = store.keyspace
+        self._on_alarm = on_alarm
+        self._connected = asyncio.Event()
+        self.subscriber = Subscriber(
+            store.redis,
+            on_message=self._expired,
+            on_resubscribed=self._connected.set,
+            key_prefix=store.keyspace.prefix.encode(),
+        )
+
+    async def start(self) -> None:
+        self._unfollow = metrics.follow_redis(self.subscriber.stats, line="pubsub")
+        await self.subscriber.start()
+        self._connected.set()
+
+    async def stop(self) -> None:
+        await self.subscriber.stop()
+        self._unfollow()
+
+    async def step(self) -> None:
+        """After each connection: subscribe, and ask for notifications, which a restarted server forgot."""
+        await self._connected.wait()
+        await self.subscriber.subscribe(b"__keyevent@%d__:expired" % self._redis.endpoint.database)
+        self._connected.clear()
+        await self._switch_on()
+
+    def _expired(self, _channel: bytes, key: bytes) -> None:
+        session_id = self._keyspace.session_of_alarm(key)
+        if session_id is not None:
+            self._on_alarm(session_id)
+
+    async def _switch_on(self) -> None:
+        """Add ``Ex`` to the server's setting, once; where that is refused, say what it costs."""
+        try:
+            reply = await self._redis.command(b"CONFIG", b"GET", SETTING, safe=True)
+            flags = reply[1].decode() if reply else ""
+            missing = ("" if "E" in flags else "E") + ("" if "x" in flags or "A" in flags else "x")
+            if missing:
+                await self._redis.command(b"CONFIG", b"SET", SETTING, flags + missing, safe=True)
+                log.info("notifications_switched_on", flags=flags + missing)
+        except SessionsError as error:
+            log.warning(
+                "notifications_not_switched_on",
+                reason=getattr(error, "reason", "") or getattr(error, "what", ""),
+                costs="warnings and expirations may be up to half a second late",
+            )

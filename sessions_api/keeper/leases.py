@@ -1,0 +1,94 @@
+"""Which partitions this replica keeps: leases, shared out fairly over the replicas that live.
+
+Nobody assigns anything. A replica takes free partitions up to its share, the
+number of partitions over the number of replicas, rounded up; whoever has more
+gives some back when another replica appears. A dead replica's leases end by
+themselves, ``LEASE_MS`` after its last renewal, and are found free within
+``PERIOD_S``: less than 5 s after the death. Two replicas that believe to keep
+one partition at once (one of them stood still) do no harm: ringing an alarm
+twice is the same as once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final
+
+import structlog
+
+from sessions_api.domain.ids import PARTITIONS
+from sessions_api.errors import StorageError
+from sessions_api.store import Store
+from sessions_api.telemetry import metrics
+
+LEASE_MS: Final = 4_000
+PRESENCE_MS: Final = 3_000
+PERIOD_S: Final = 0.75
+
+log = structlog.get_logger(__name__)
+
+
+class Leases:
+    """The partitions kept by *replica_id*; :attr:`kept` changes in place."""
+
+    def __init__(self, store: Store, *, replica_id: str) -> None:
+        self.kept: set[int] = set()
+        self.replicas = 1
+        """Keepers that live, this one included."""
+        self._alarms = store.alarms
+        self._replica_id = replica_id
+
+    async def step(self) -> None:
+        """Say that we live, renew what we keep, take or give back what fairness asks."""
+        alive = await self._alarms.presence(self._replica_id, PRESENCE_MS)
+        self.replicas = max(1, len(alive))
+        before = len(self.kept)
+        await self._renew()
+        share = -(-PARTITIONS // self.replicas)
+        if len(self.kept) > share:
+            await self._give_back(len(self.kept) - share)
+        elif len(self.kept) < share:
+            await self._take(share - len(self.kept))
+        if len(self.kept) != before:
+            log.info("partitions_kept", kept=len(self.kept), replicas=self.replicas)
+        metrics.KEPT_PARTITIONS.set(len(self.kept))
+        await asyncio.sleep(PERIOD_S * random.uniform(0.9, 1.0))  # noqa: S311  keeps replicas apart
+
+    async def release(self) -> None:
+        """Give everything back and say goodbye; with Redis away, the leases end by themselves."""
+        kept = list(self.kept)
+        self.kept.clear()
+        metrics.KEPT_PARTITIONS.set(0)
+        try:
+            await asyncio.gather(
+                *(self._alarms.yield_(partition, self._replica_id) for partition in kept),
+                self._alarms.presence(self._replica_id, 0),
+            )
+        except StorageError as error:
+            log.warning("leases_left_behind", kept=len(kept), code=error.code)
+
+    async def _renew(self) -> None:
+        kept = list(self.kept)
+        renewed = await asyncio.gather(
+            *(self._alarms.keep(partition, self._replica_id, LEASE_MS) for partition in kept)
+        )
+        self.kept.difference_update(p for p, is_ours in zip(kept, renewed, strict=True) if not is_ours)
+
+    async def _give_back(self, surplus: int) -> None:
+        partitions = random.sample(sorted(self.kept), surplus)
+        self.kept.difference_update(partitions)
+        await asyncio.gather(*(self._alarms.yield_(p, self._replica_id) for p in partitions))
+
+    async def _take(self, wanted: int) -> None:
+        """Try the others in random order, as many at once as we still want, so as to take no more."""
+        others = random.sample(range(PARTITIONS), PARTITIONS)
+        untried = [partition for partition in others if partition not in self.kept]
+        while untried and wanted:
+            batch, untried = untried[:wanted], untried[wanted:]
+            taken = await asyncio.gather(
+                *(self._alarms.keep(partition, self._replica_id, LEASE_MS) for partition in batch)
+            )
+            ours = [partition for partition, is_ours in zip(batch, taken, strict=True) if is_ours]
+            self.kept.update(ours)
+            wanted -= len(ours)
