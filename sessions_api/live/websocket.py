@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 SUBPROTOCOL: Final = "sessions.v1"
 MAX_FRAME_BYTES: Final = 256 * 1024
 MAX_REF_CHARS: Final = 64
+MAX_CURSOR: Final = 10**16
 FRAMES_PER_S: Final = 20.0
 FRAMES_BURST: Final = 60.0
 SEND_TIMEOUT_S: Final = 30.0
@@ -264,7 +265,7 @@ class Conversation:
 
     async def _resume(self, ref: str | int | None, frame: dict[str, Any]) -> None:
         after = frame.get("after")
-        if type(after) is not int or after < 0:
+        if type(after) is not int or not 0 <= after < MAX_CURSOR:
             raise _invalid("after", "must be a cursor: an integer from an earlier event")
         subscription = await self._hub.follow(self._session_id, app=self._caller.app, after=after)
         async with self._turn_to_send:
@@ -316,7 +317,8 @@ def read_frame(text: str | None, data: bytes | None) -> dict[str, Any]:
         raise BadFrame(MalformedBody("a frame is JSON in UTF-8, not nested too deep")) from error
     if not isinstance(frame, dict):
         raise BadFrame(MalformedBody("a frame is an object"))
-    if frame.get("type") not in TYPES:
+    kind = frame.get("type")
+    if not isinstance(kind, str) or kind not in TYPES:  # a list or an object would not hash
         raise BadFrame(_invalid("type", f"must be one of {', '.join(sorted(TYPES))}"))
     ref = frame.get("ref")
     if not (ref is None or (type(ref) is int) or (isinstance(ref, str) and len(ref) <= MAX_REF_CHARS)):

@@ -75,6 +75,8 @@ def play(case: Case) -> None:
                     expires = timeouts.deadline_ms(0, clock.last_renewal_ms, config)
                     warned_ms = 0 if now < expires - config.warning_ms else clock.warned_ms
                     clock = msgspec.structs.replace(clock, expires_ms=expires, warned_ms=warned_ms)
+                case _:
+                    assert step.act == "ring"
             clock = clock if ended else warned(clock, config, now)
         assert clock.expires_ms == step.expires_ms, where
         assert (clock.warned_ms > 0) is step.near, where
@@ -194,7 +196,7 @@ class TestWarning:
 
 
 @pytest.mark.parametrize(
-    ("timeout_ms", "expected_ms"),
+    "timeout_ms, expected_ms",
     [(1_000, 1_000), (30_000, 10_000), (3_600_000, 300_000), (86_400_000, 300_000)],
 )
 def test_heartbeats_are_advised_at_a_third_of_the_timeout(timeout_ms: int, expected_ms: int) -> None:
