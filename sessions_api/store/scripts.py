@@ -46,16 +46,30 @@ FIELDS: Final = TEXTS + NUMBERS
 """The fields of ``session:{t}:<sid>``, in the order scripts reply them."""
 
 
+_FUNCTION: Final = re.compile(r"^local function (\w+)\(.*(?: end|\n(?:(?!end$).*\n)*end)$", re.MULTILINE)
+
+
 def load(name: str) -> Script:
-    """The script in ``lua/<name>.lua``, with the parts it needs before it."""
+    """The script in ``lua/<name>.lua``, with what it needs of the parts before it."""
     folder = files("sessions_api.store") / "lua"
     text = (folder / f"{name}.lua").read_text()
     needs = re.search(r"^-- needs: (.+)$", text, re.MULTILINE)
-    parts = []
-    if needs:
-        parts.append(_field_access())
-        parts += [(folder / "lib" / f"{part}.lua").read_text() for part in needs[1].split()]
-    return Script(name, "\n".join([*parts, text]))
+    if not needs:
+        return Script(name, text)
+    parts = "\n".join((folder / "lib" / f"{part}.lua").read_text() for part in needs[1].split())
+    return Script(name, "\n".join([_field_access(), _used(parts, by=text), text]))
+
+
+def _used(parts: str, *, by: str) -> str:
+    """*parts* without the functions that the script does not reach: each would be made anew at every call."""
+    functions = {function[1]: function[0] for function in _FUNCTION.finditer(parts)}
+    reached: set[str] = set()
+    ahead = [_FUNCTION.sub("", parts), by]
+    while ahead:
+        for word in set(re.findall(r"\w+", ahead.pop())) & functions.keys() - reached:
+            reached.add(word)
+            ahead.append(functions[word])
+    return _FUNCTION.sub(lambda function: function[0] if function[1] in reached else "", parts)
 
 
 def _field_access() -> str:

@@ -476,6 +476,7 @@ class TestReplay:
         assert absent is None
 
 
+@pytest.mark.servers("valkey", "redis62", "debian")  # fakeredis does not take megabytes over TCP
 class TestTrimming:
     def _fill(self, store: Store, server: TestServer, sid: SessionId, entries: int, body: bytes) -> list[int]:
         """*entries* old messages, as if they had been said and answered."""

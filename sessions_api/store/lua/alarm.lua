@@ -10,7 +10,6 @@ DEL, so that it works when Redis is full, and leaves `due` last: should it fail
 half-way, the session still has its promise. ]]
 -- needs: session clock turns ending
 
-redis.call('DEL', alarm)
 if s.app == '' then
   redis.call('ZREM', near, sid)
   redis.call('ZREM', due, sid)
@@ -21,6 +20,7 @@ if s.reason ~= '' then
   return {'idle', sid, 0}
 end
 if now >= end_ms() then return {'expired', sid, int(expire())} end
+redis.call('DEL', alarm)
 
 local word, lag_ms = 'idle', 0
 if s.turn_state == 'running' and s.held_until_ms <= now then

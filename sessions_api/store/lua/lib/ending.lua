@@ -6,7 +6,7 @@ local VOLATILE = {
 }
 
 local function leave_indexes()
-  redis.call('ZREM', near, sid)
+  if s.warned_ms > 0 then redis.call('ZREM', near, sid) end
   local tail = ':' .. int(s.created_ms) .. ':' .. sid
   redis.call('ZREM', users, s.app .. ':' .. string.lower(s.user_id) .. tail)
   redis.call('ZREM', agents, s.app .. ':' .. string.lower(s.agent_id) .. tail)
@@ -23,8 +23,8 @@ end
 -- log for the retention. Returns how late.
 local function expire()
   local ended, why = end_ms(), reason()
+  redis.call('DEL', alarm) -- frees before it writes: works when Redis is full
   leave_indexes()
-  redis.call('DEL', alarm, draft)
   for _, id in ipairs(open_turns()) do
     local turn = turn_of(id)
     if turn then fail(turn, 'SESSION_EXPIRED', 'The session expired before the turn ended') end
@@ -32,12 +32,8 @@ local function expire()
   set('expires_ms', ended)
   set('reason', why)
   fact('session.expired', int(ended) .. ' ' .. why)
-  redis.call('HDEL', session, unpack(VOLATILE))
-  for _, name in ipairs(VOLATILE) do
-    s[name] = type(s[name]) == 'number' and 0 or ''
-    changed[name] = false
-  end
   save()
+  redis.call('HDEL', session, unpack(VOLATILE))
   keep()
   redis.call('ZREM', due, sid) -- last: what fails half-way is swept again
   return now - ended
