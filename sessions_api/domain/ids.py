@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import zlib
 from typing import NewType
-from uuid import UUID, uuid4
 
 SessionId = NewType("SessionId", str)
 """A session's UUID v4, lower case. Its last byte carries the partition."""
@@ -24,6 +24,7 @@ AppName = NewType("AppName", str)
 LOCAL_APP = AppName("local")
 PARTITIONS = 64
 
+_VARIANT = {digit: "89ab"[number % 4] for number, digit in enumerate("0123456789abcdef")}
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
@@ -49,17 +50,29 @@ def partition_of_session(session_id: SessionId) -> int:
 
 def new_session_id(user_id: UserId) -> SessionId:
     """A fresh UUID v4 whose last byte leads to the user's partition."""
-    raw = bytearray(uuid4().bytes)
-    raw[15] = raw[15] & 0xC0 | partition_of_user(user_id)
-    return SessionId(str(UUID(bytes=bytes(raw))))
+    text = _new_uuid()
+    return SessionId(f"{text[:-2]}{int(text[-2:], 16) & 0xC0 | partition_of_user(user_id):02x}")
 
 
 def new_turn_id() -> TurnId:
-    return TurnId(str(uuid4()))
+    return TurnId(_new_uuid())
 
 
 def new_message_id() -> MessageId:
-    return MessageId(str(uuid4()))
+    return MessageId(_new_uuid())
+
+
+_drawn = bytearray()
+os.register_at_fork(after_in_child=_drawn.clear)  # a child must not draw its parent's ids
+
+
+def _new_uuid() -> str:
+    """A UUID v4. The system's randomness is drawn in bulk: a message needs two, and asking is what costs."""
+    if len(_drawn) < 16:
+        _drawn.extend(os.urandom(4096))
+    text = _drawn[-16:].hex()
+    del _drawn[-16:]
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{_VARIANT[text[16]]}{text[17:20]}-{text[20:]}"
 
 
 def new_op_id() -> OpId:

@@ -51,7 +51,7 @@ from sessions_api.store.lifeline import PAUSE_FIRST_S, PAUSE_LAST_S, Lifeline
 from sessions_api.store.lines import Arg, Line, LineLost, ServerError, Stats, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 CONNECT_TIMEOUT_S: Final = 0.5
 REPLY_TIMEOUT_S: Final = 1.0
@@ -188,6 +188,7 @@ class Redis:
         self._reply_timeout_s = min(reply_timeout_s, self._deadline_s)
         self._max_waiting = max_waiting
         self._lifeline = Lifeline(self._connect, name="commands", stats=self.stats)
+        self._loop_time: Callable[[], float] = lambda: asyncio.get_running_loop().time()
 
     @classmethod
     def from_url(
@@ -202,6 +203,7 @@ class Redis:
 
     async def start(self) -> None:
         """Begin to connect; returns after the first try, whether Redis is there or not."""
+        self._loop_time = asyncio.get_running_loop().time
         await self._lifeline.start()
 
     async def stop(self) -> None:
@@ -342,10 +344,6 @@ class Redis:
         line = Line(self.stats, reply_timeout_s=self._reply_timeout_s)
         await self.endpoint.connect(line)
         return line
-
-    @staticmethod
-    def _loop_time() -> float:
-        return asyncio.get_running_loop().time()
 
 
 def _forget(future: asyncio.Future[Any]) -> None:
