@@ -85,5 +85,6 @@ clean: ## remove what make made, but no session: the data folder stays
 .venv/.debian: .venv/.run tools/install-debian-packages
 	@tools/install-debian-packages \
 	  "chromium=chromium=the chat page's test in a real browser" \
-	  "redis-server=redis-server=the storage tests on Debian's Redis"
+	  "redis-server=redis-server=the storage tests on Debian's Redis" \
+	  "faketime=faketime=the test of a replica whose clock is an hour wrong"
 	@touch $@
