@@ -82,7 +82,7 @@ class Parts:
             store=self.store,
             hub=self.hub,
             counts=Counts(self.store.listing),
-            operations=Operations(self.store, rules),
+            operations=Operations(self.store),
         )
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -198,7 +198,12 @@ def create_app(settings: Settings) -> Starlette:
             yield
 
     app = App(lifespan=lifespan)
-    app.surface = Surface(parts.state, _told_in_words(app.router), logs_requests=logs.is_enabled("debug"))
+    app.surface = Surface(
+        parts.state,
+        _told_in_words(app.router),
+        metrics_port=settings.sessions_metrics_port,
+        logs_requests=logs.is_enabled("debug"),
+    )
     app.state.drain = parts.drain
     app.state.service = parts.state
     return app

@@ -9,6 +9,7 @@
     │   ├── Unauthenticated · Forbidden
     │   ├── RouteNotFound · MethodNotAllowed
     │   ├── BodyTooLarge · UnsupportedMediaType
+    │   ├── MalformedRequest · HeadTooLarge · RequestTooSlow    before there is a request
     │   ├── SessionNotFound · AgentNotFound · TurnNotFound
     │   ├── SessionExpired
     │   ├── SessionBusy · BacklogFull · TooManyOpenSessions · TooManyFollowers
@@ -126,6 +127,29 @@ class UnsupportedMediaType(CallerError):
     provided: str
     allowed: tuple[str, ...]
     code: ClassVar[str] = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class MalformedRequest(CallerError):
+    """What came is no HTTP."""
+
+    code: ClassVar[str] = "VALIDATION_ERROR"
+
+
+@dataclass(eq=False)
+class HeadTooLarge(CallerError):
+    """Request line and headers together have more than *limit_bytes*."""
+
+    limit_bytes: int
+    code: ClassVar[str] = "HEADERS_TOO_LARGE"
+
+
+@dataclass(eq=False)
+class RequestTooSlow(CallerError):
+    """A request was begun and had not arrived whole after *within_s*."""
+
+    within_s: float
+    code: ClassVar[str] = "REQUEST_TIMEOUT"
+    retryable: ClassVar[bool] = True
 
 
 @dataclass(eq=False)

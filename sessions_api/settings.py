@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -80,6 +79,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sessions_dispatcher: Annotated[
         Switch, Meta(description="whether this replica runs the built-in kinds of agents")
     ] = "on"
+    sessions_metrics_port: Annotated[
+        int, Meta(ge=0, le=65535, description="port of /metrics alone; 0 leaves it on PORT")
+    ] = 0
     sessions_drain_seconds: Annotated[
         int, Meta(ge=0, le=300, description="how long requests may finish after SIGTERM")
     ] = 20
@@ -285,6 +287,11 @@ class _Reader:
                     f"{smaller}={plain(small)} is above {larger}={plain(large)}: "
                     f"allowed is {low} ≤ {mid} ≤ {high}"
                 )
+        if settings.sessions_metrics_port == settings.port != 0:
+            self._problems.append(
+                f"SESSIONS_METRICS_PORT={settings.port} is PORT: "
+                "allowed is another port, or 0, which leaves /metrics on PORT"
+            )
         if not _is_loopback(settings.host):
             self._problems.append(
                 f"HOST={settings.host!r}: only a loopback address (127.0.0.1, ::1, localhost) is "
@@ -319,8 +326,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def from_os() -> Settings:
-    """The settings of this process's own environment."""
-    return Settings.from_env(os.environ)

@@ -6,15 +6,16 @@ the first fault in the reference's order gives the message.
 
 from __future__ import annotations
 
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import msgspec
 
 from sessions_api.domain.ids import is_uuid
 from sessions_api.domain.messages import utf16_units
-from sessions_api.domain.sessions import OnBusy
+from sessions_api.domain.sessions import ON_BUSY, OnBusy
 from sessions_api.domain.timeouts import TimeoutChoice
 from sessions_api.errors import FieldError, InvalidInput
+from sessions_api.wire.problems import abbreviated
 from sessions_api.wire.timeouts import ChoiceReader, TimeoutBounds, wrong_shape
 
 MAX_METADATA_BYTES: Final = 10_240
@@ -22,7 +23,6 @@ MAX_DEPTH: Final = 16
 MAX_ATTACHMENTS: Final = 16
 DEFAULT_WAIT_MS: Final = 25_000
 MAX_WAIT_MS: Final = 300_000
-ON_BUSY: Final[tuple[str, ...]] = get_args(OnBusy)
 TRANSPORTS: Final = {
     "http": "http",
     "sse": "sse",
@@ -99,7 +99,9 @@ def _check_ids(given: dict[str, Any], faults: list[InvalidInput]) -> None:
     if not absent and not bad:
         return
     errors = [FieldError(name, "must be a string", None, "a UUID") for name in absent]
-    errors += [FieldError(name, "is no UUID", _short(given[name]), "8-4-4-4-12 hex digits") for name in bad]
+    errors += [
+        FieldError(name, "is no UUID", abbreviated(given[name]), "8-4-4-4-12 hex digits") for name in bad
+    ]
     if absent:
         first = InvalidInput(
             "Missing required fields: agentId, userId",
@@ -110,7 +112,7 @@ def _check_ids(given: dict[str, Any], faults: list[InvalidInput]) -> None:
         first = InvalidInput(
             f"Invalid UUID format for field '{bad[0]}'",
             errors,
-            {"providedValue": _short(given[bad[0]]), "expectedFormat": "UUID v4"},
+            {"providedValue": abbreviated(given[bad[0]]), "expectedFormat": "UUID v4"},
         )
     raise joined([first, *faults])
 
@@ -120,33 +122,30 @@ def read_message(body: Any, *, max_chars: int, wants_stream: bool = False) -> Se
 
     Raises:
         InvalidInput: the transport or the content's type, which the reference
-            checks before it looks for the session; the rest is in ``fault``.
+            checks before it looks for the session, and all else that is bad;
+            without those the rest is in ``fault``.
     """
     given = body if isinstance(body, dict) else {}
-    transport = _transport(given, wants_stream=wants_stream)
-    content = given.get("content")
-    if not isinstance(content, str):
-        raise _bad_content(
-            "Invalid message request format", "content", "must be a string", f"1..{max_chars} characters"
-        )
+    first: list[InvalidInput] = []
     faults: list[InvalidInput] = []
-    if not content:
-        faults.append(
-            _bad_content("Content cannot be empty", "content", "is empty", f"1..{max_chars} characters")
-        )
+    transport = _transport(given, first, wants_stream=wants_stream)
+    content = given.get("content")
+    allowed = f"1..{max_chars} characters"
+    if not isinstance(content, str):
+        first.append(_bad_content("Invalid message request format", "content", "must be a string", allowed))
+        content = ""
+    elif not content:
+        faults.append(_bad_content("Content cannot be empty", "content", "is empty", allowed))
     elif len(content) > max_chars or utf16_units(content) > max_chars:
-        faults.append(
-            _bad_content(
-                f"Content exceeds maximum length of {max_chars} characters",
-                "content",
-                "is too long",
-                f"1..{max_chars} characters",
-            )
-        )
+        reason = f"Content exceeds maximum length of {max_chars} characters"
+        faults.append(_bad_content(reason, "content", "is too long", allowed))
     metadata = _metadata(given, faults)
     attachments = _attachments(given, faults)
     on_busy = _on_busy(given, faults)
     wait_ms = _wait_ms(given, faults)
+    _check_role(given, faults)
+    if first:
+        raise joined([*first, *faults])
     return SendBody(
         content, metadata, attachments, on_busy, transport, wait_ms, joined(faults) if faults else None
     )
@@ -196,29 +195,21 @@ def _bad_content(
     )
 
 
-def _transport(given: dict[str, Any], *, wants_stream: bool) -> str:
+def _transport(given: dict[str, Any], faults: list[InvalidInput], *, wants_stream: bool) -> str:
     name = "transport" if given.get("transport") is not None else "mode"
     value = given.get(name)
     if value is None:
         return "sse" if wants_stream else "websocket"
-    if not isinstance(value, str):
-        kind = _type_of(value)
-        raise _bad_content(
-            f'Invalid transport type "{kind}". Transport must be a string.',
-            name,
-            "must be a string",
-            _TRANSPORT_NAMES,
-        )
-    if value not in TRANSPORTS:
-        shown = _short(value)
-        raise _bad_content(
-            f'Invalid transport "{shown}". Must be one of: {_TRANSPORT_NAMES}',
-            name,
-            "is unknown",
-            _TRANSPORT_NAMES,
-            shown,
-        )
-    return TRANSPORTS[value]
+    if isinstance(value, str) and value in TRANSPORTS:
+        return TRANSPORTS[value]
+    if isinstance(value, str):
+        shown = abbreviated(value)
+        reason = f'Invalid transport "{shown}". Must be one of: {_TRANSPORT_NAMES}'
+        faults.append(_bad_content(reason, name, "is unknown", _TRANSPORT_NAMES, shown))
+    else:
+        reason = f'Invalid transport type "{_type_of(value)}". Transport must be a string.'
+        faults.append(_bad_content(reason, name, "must be a string", _TRANSPORT_NAMES))
+    return "websocket"
 
 
 def _type_of(value: Any) -> str:
@@ -306,10 +297,21 @@ def _on_busy(given: dict[str, Any], faults: list[InvalidInput]) -> OnBusy | None
         return None
     if not isinstance(value, str) or value not in ON_BUSY:
         allowed = ", ".join(ON_BUSY)
-        bad = FieldError("onBusy", "is unknown", _short(value) if isinstance(value, str) else None, allowed)
+        bad = FieldError(
+            "onBusy", "is unknown", abbreviated(value) if isinstance(value, str) else None, allowed
+        )
         faults.append(InvalidInput(f"Invalid onBusy: must be one of {allowed}", [bad]))
         return None
-    return value  # type: ignore[return-value]  # one of ON_BUSY
+    return value
+
+
+def _check_role(given: dict[str, Any], faults: list[InvalidInput]) -> None:
+    """Said as the user; taking another's word for the user's would hide the caller's mistake."""
+    value = given.get("role")
+    if value is not None and value != "user":
+        provided = abbreviated(value) if isinstance(value, str) else None
+        bad = FieldError("role", "is not the user's", provided, "user")
+        faults.append(InvalidInput("Invalid role: must be user", [bad]))
 
 
 def _wait_ms(given: dict[str, Any], faults: list[InvalidInput]) -> int:
@@ -326,8 +328,3 @@ def _wait_ms(given: dict[str, Any], faults: list[InvalidInput]) -> int:
         faults.append(InvalidInput(f"Invalid timeoutMs: must be between 1 and {MAX_WAIT_MS}", [bad]))
         return DEFAULT_WAIT_MS
     return int(value)
-
-
-def _short(text: str) -> str:
-    """What may be shown of a value in an error: an id's length, not a payload."""
-    return text if len(text) <= 64 else text[:64] + "…"

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sessions_api.api.endpoints.live import converse
 from sessions_api.api.replies import Header, Reply, problem_reply
 from sessions_api.api.requests import ClientGone, Request
-from sessions_api.api.routes import Lookup, Place, Route, Stream
+from sessions_api.api.routes import METRICS, ROUTES, Lookup, Place, Route, Stream
 from sessions_api.api.state import State
 from sessions_api.domain.ids import is_uuid, partition_of_session
 from sessions_api.errors import (
@@ -49,10 +49,15 @@ _encode = msgspec.json.Encoder().encode
 class Surface:
     """The ASGI application in front of all endpoints."""
 
-    def __init__(self, state: State, lifespan: ASGIApp, *, logs_requests: bool = False) -> None:
+    def __init__(
+        self, state: State, lifespan: ASGIApp, *, metrics_port: int = 0, logs_requests: bool = False
+    ) -> None:
+        """*metrics_port*: where ``/metrics`` answers, and nothing else does; 0: with everything else."""
         self._state = state
         self._lifespan = lifespan
-        self._lookup = Lookup()
+        self._metrics_port = metrics_port
+        self._metrics_lookup = Lookup(tuple(route for route in ROUTES if route.path == METRICS))
+        self._lookup = Lookup(tuple(route for route in ROUTES if not metrics_port or route.path != METRICS))
         self._logs_requests = logs_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,12 +68,16 @@ class Surface:
         else:
             await self._lifespan(scope, receive, send)
 
+    def _is_for_metrics(self, scope: Scope) -> bool:
+        return self._metrics_port != 0 and scope["server"][1] == self._metrics_port
+
     async def _serve(self, request: Request, send: Send) -> None:
         """Answer one request, whatever happens."""
         started_s = time.perf_counter()
         scope = request.scope
         method: str = scope["method"]
-        found = self._lookup.find(scope["path"])
+        lookup = self._metrics_lookup if self._is_for_metrics(scope) else self._lookup
+        found = lookup.find(scope["path"])
         label = UNMATCHED if found is None else found[0].path
         answer: Reply | Stream
         status = CLIENT_GONE
@@ -127,10 +136,7 @@ class Surface:
                 return Reply(204, b"", ((b"allow", ", ".join(place.allowed).encode()),), b"")
             raise MethodNotAllowed(place.allowed)
         if route.needs_store:
-            if state.is_draining:
-                raise Draining
-            if not state.is_open:
-                raise StorageUnavailable("not opened yet")
+            state.check_serves()
         return await route.endpoint(request)
 
     def _refusal(self, request: Request, error: Exception, label: str) -> Reply:
@@ -158,14 +164,11 @@ class Surface:
         state, headers = self._state, request.headers
         try:
             request.caller = state.access.caller(headers.get(b"host"), headers.get(b"origin"))
-            params = self._lookup.is_websocket(request.scope["path"])
-            if params is None:
+            params = self._lookup.find_websocket(request.scope["path"])
+            if params is None or self._is_for_metrics(request.scope):
                 raise RouteNotFound
             request.params = params
-            if state.is_draining:
-                raise Draining
-            if not state.is_open:
-                raise StorageUnavailable("not opened yet")
+            state.check_serves()
             await converse(request, send)
         except SessionsError as error:
             await refuse(

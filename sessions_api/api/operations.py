@@ -1,16 +1,11 @@
-"""What changes a session, said once for HTTP and WebSocket: same bodies, same rules."""
+"""What changes a session, said once for HTTP and WebSocket."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import msgspec
 
-from sessions_api.api.bodies import SendBody, read_message
-from sessions_api.api.idempotency import checked_key
-from sessions_api.api.state import Rules
+from sessions_api.api.bodies import SendBody
 from sessions_api.domain.ids import (
-    AppName,
     SessionId,
     TurnId,
     is_uuid,
@@ -20,22 +15,14 @@ from sessions_api.domain.ids import (
 )
 from sessions_api.domain.messages import NewMessage
 from sessions_api.domain.sessions import Session
-from sessions_api.live.operations import Answer
+from sessions_api.live.operations import Caller
 from sessions_api.store import Store
 from sessions_api.store.log import Appended
 from sessions_api.store.sessions import Once
 from sessions_api.wire.messages import TurnInfo, user_body
 from sessions_api.wire.posted import PostedReply
-from sessions_api.wire.sessions import session_json
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Caller(Protocol):
-    """For whom something is done."""
-
-    @property
-    def app(self) -> AppName: ...
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -50,17 +37,14 @@ class Accepted(msgspec.Struct, frozen=True):
 
     @property
     def is_repeat(self) -> bool:
-        return self.appended.replayed
+        return self.appended.is_repeat
 
 
 class Operations:
     """The operations of a session; each raises what its endpoint answers with."""
 
-    def __init__(self, store: Store, rules: Rules) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._rules = rules
-
-    # ------------------------------------------------------------ as HTTP needs them
 
     async def accept(
         self, session_id: SessionId, caller: Caller, message: SendBody, key: str | None
@@ -74,15 +58,6 @@ class Operations:
         if message.fault is not None:
             await self._store.sessions.read(session_id, app=caller.app)
             raise message.fault
-        content = _encode(
-            (
-                "message",
-                message.content,
-                msgspec.Raw(message.metadata),
-                message.attachments and msgspec.Raw(message.attachments),
-                message.on_busy,
-            )
-        )
         message_id = new_message_id()
         appended = await self._store.log.append(
             session_id,
@@ -93,7 +68,7 @@ class Operations:
             ),
             turn_id=new_turn_id(),
             on_busy=message.on_busy,
-            once=self._once(key, caller, session_id, content),
+            once=None if key is None else _once(key, caller, session_id, _content(message)),
         )
         reply = PostedReply(
             appended.session,
@@ -107,48 +82,40 @@ class Operations:
         )
         return Accepted(appended, reply)
 
-    async def renewed(self, session_id: SessionId, caller: Caller, key: str | None) -> tuple[Session, bool]:
+    async def renew(self, session_id: SessionId, caller: Caller, key: str | None) -> tuple[Session, bool]:
         """Restart the idle clock by hand; True beside it if *key* had done so before."""
         return await self._store.sessions.renew(
             session_id,
             app=caller.app,
             op=new_op_id(),
-            once=self._once(key, caller, session_id, b"renew"),
+            once=None if key is None else _once(key, caller, session_id, b"renew"),
         )
 
-    async def beaten(self, session_id: SessionId, caller: Caller) -> tuple[Session, bool]:
+    async def heartbeat(self, session_id: SessionId, caller: Caller) -> tuple[Session, bool]:
         """The user is there; True beside it if the deadline moved."""
         return await self._store.sessions.heartbeat(session_id, app=caller.app, op=new_op_id())
 
-    async def cancelled(self, session_id: SessionId, caller: Caller, turn_id: str) -> TurnInfo:
+    async def cancel(self, session_id: SessionId, caller: Caller, turn_id: str) -> TurnInfo:
         """End a turn; one that has ended stays as it is."""
         turn = await self._store.turns.cancel(session_id, as_turn_id(turn_id), app=caller.app)
         return TurnInfo.of(turn, session_id)
 
-    # ------------------------------------------------------------ as a WebSocket needs them
 
-    async def send(
-        self, session_id: SessionId, caller: Caller, body: dict[str, Any], idempotency_key: str | None
-    ) -> Answer:
-        message = read_message(body, max_chars=self._rules.max_content_chars)
-        key = None if idempotency_key is None else checked_key(idempotency_key)
-        accepted = await self.accept(session_id, caller, message, key)
-        return Answer(201, accepted.reply.json(minimal=False))
+def _once(key: str, caller: Caller, session_id: SessionId, content: bytes) -> Once:
+    return Once.of(app=caller.app, scope=session_id, key=key, content=content)
 
-    async def renew(self, session_id: SessionId, caller: Caller, idempotency_key: str | None) -> Answer:
-        key = None if idempotency_key is None else checked_key(idempotency_key)
-        session, _ = await self.renewed(session_id, caller, key)
-        return Answer(200, session_json(session))
 
-    async def heartbeat(self, session_id: SessionId, caller: Caller) -> Answer:
-        session, renewed = await self.beaten(session_id, caller)
-        return Answer(200, session_json(session, renewed=renewed))
-
-    async def cancel(self, session_id: SessionId, caller: Caller, turn_id: str) -> Answer:
-        return Answer(200, _encode(await self.cancelled(session_id, caller, turn_id)))
-
-    def _once(self, key: str | None, caller: Caller, session_id: SessionId, content: bytes) -> Once | None:
-        return None if key is None else Once.of(app=caller.app, scope=session_id, key=key, content=content)
+def _content(message: SendBody) -> bytes:
+    """What a repeat under the same key must say again."""
+    return _encode(
+        (
+            "message",
+            message.content,
+            msgspec.Raw(message.metadata),
+            message.attachments and msgspec.Raw(message.attachments),
+            message.on_busy,
+        )
+    )
 
 
 NO_TURN = TurnId("00000000-0000-0000-0000-000000000000")

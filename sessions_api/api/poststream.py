@@ -14,8 +14,7 @@ every follower whether the poster stays or not.
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final
 
 import msgspec
@@ -24,16 +23,15 @@ from starlette.types import Receive, Send
 from sessions_api.api.bodies import SendBody
 from sessions_api.api.operations import Accepted
 from sessions_api.api.replies import REPLAYED, Header
-from sessions_api.api.requests import Request
+from sessions_api.api.requests import ClientGone, Request, unless_gone
 from sessions_api.domain.ids import TurnId
 from sessions_api.errors import SessionsError
 from sessions_api.live.outcomes import Beat, Chunk, Outcome, Restart
+from sessions_api.live.sse import BEAT, BEAT_S
 from sessions_api.live.waiting import Watch
 from sessions_api.wire import posted
 from sessions_api.wire.problems import problem_of
 
-BEAT_S: Final = 15.0
-BEAT: Final = b": keep-alive\n\n"
 HEADERS: Final[tuple[Header, ...]] = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -66,16 +64,8 @@ class PostStream:
                 }
             )
             await _say(send, "user_message", accepted.reply.user_message)
-            writing = asyncio.ensure_future(self._write(watch, accepted, send))
-            leaving = asyncio.ensure_future(_left(receive))
-            try:
-                await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                if writing.done():
-                    writing.result()
-            finally:
-                writing.cancel()
-                leaving.cancel()
-                await asyncio.wait({writing, leaving})
+            with suppress(ClientGone):  # the reply has begun: nothing more is to be said of it
+                await unless_gone(receive, self._write(watch, accepted, send))
 
     async def _write(self, watch: Watch, accepted: Accepted, send: Send) -> None:
         """Write part by part, up to the outcome."""
@@ -117,8 +107,3 @@ def error_json(error: SessionsError, request_id: str, turn_id: TurnId) -> bytes:
 async def _say(send: Send, event: str, data: bytes, *, last: bool = False) -> None:
     body = b"event: %b\ndata: %b\n\n" % (event.encode(), data)
     await send({"type": "http.response.body", "body": body, "more_body": not last})
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -225,8 +225,8 @@ PARAMETERS: Final[dict[str, Json]] = {
     "Prefer": _header("Prefer", {"type": "string"}, "`return=minimal` leaves the copies out of the reply."),
     "If-Match": _header(
         "If-Match",
-        {"type": "string", "pattern": '^(\\*|"[0-9]{1,9}")$'},
-        "The ETag that the change is meant for.",
+        {"type": "string", "pattern": r'^(\*|[0-9]+|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'},
+        "The ETag that the change is meant for, a list of them, or `*`.",
     ),
     "Last-Event-ID": _header(
         "Last-Event-ID",

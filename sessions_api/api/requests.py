@@ -6,11 +6,12 @@ are looked up in one dict, nothing is parsed that no endpoint asks for.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Coroutine, Iterator
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
@@ -34,6 +35,7 @@ MERGE_PATCH: Final = "application/merge-patch+json"
 _JSON_TYPE: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)")
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
 _decode = msgspec.json.Decoder().decode
+T = TypeVar("T")
 
 _made_ids: Iterator[int] = itertools.count(1)
 _process: Final = secrets.token_hex(6)
@@ -47,7 +49,31 @@ def request_id_of(sent: bytes | None) -> bytes:
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its request was complete."""
+    """The client closed the connection before its request was complete, or its answer was there."""
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of *work*, which a client that leaves meanwhile cancels; its body has been read.
+
+    Raises:
+        ClientGone: it left first.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait((working, leaving))
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class Request:
@@ -83,7 +109,9 @@ class Request:
 
     @property
     def wants_event_stream(self) -> bool:
-        return b"text/event-stream" in self.headers.get(b"accept", b"")
+        """A stream, and not JSON as well: who takes both gets the simpler one."""
+        accept = self.headers.get(b"accept", b"")
+        return b"text/event-stream" in accept and b"application/json" not in accept
 
     @property
     def prefers_minimal(self) -> bool:

@@ -35,6 +35,8 @@ class Route(NamedTuple):
 BASE: Final = sessions.BASE
 _ONE: Final = BASE + "/{sessionId}"
 
+METRICS: Final = "/metrics"
+
 ROUTES: Final = (
     Route("POST", BASE, sessions.create),
     Route("GET", BASE, sessions.list_),
@@ -51,7 +53,7 @@ ROUTES: Final = (
     Route("GET", _ONE + "/events", live.events),
     Route("GET", "/livez", service.livez, needs_store=False),
     Route("GET", "/readyz", service.readyz, needs_store=False),
-    Route("GET", "/metrics", service.show_metrics, needs_store=False),
+    Route("GET", METRICS, service.show_metrics, needs_store=False),
     Route("GET", "/openapi.json", service.show_openapi, needs_store=False),
     Route("GET", "/docs", service.docs, needs_store=False),
     Route("GET", "/chat", service.chat, needs_store=False),
@@ -119,7 +121,7 @@ class Lookup:
                 return (place, params) if all(params.values()) else None
         return None
 
-    def is_websocket(self, path: str) -> dict[str, str] | None:
+    def find_websocket(self, path: str) -> dict[str, str] | None:
         """The parameters of a WebSocket's path, or None if it is none."""
         front, _, rest = path.partition(BASE + "/")
         session_id, slash, tail = rest.partition("/")

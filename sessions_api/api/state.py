@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from sessions_api.api.auth import Access
+from sessions_api.api.counts import Counts
+from sessions_api.api.operations import Operations
 from sessions_api.domain.ids import AppName
 from sessions_api.domain.sessions import OnBusy
 from sessions_api.domain.timeouts import TimeoutConfig
+from sessions_api.errors import Draining, StorageUnavailable
+from sessions_api.live.hub import Hub
+from sessions_api.store import Store
 from sessions_api.wire.timeouts import TimeoutBounds
-
-if TYPE_CHECKING:
-    from sessions_api.api.auth import Access
-    from sessions_api.api.counts import Counts
-    from sessions_api.api.operations import Operations
-    from sessions_api.live.hub import Hub
-    from sessions_api.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +45,10 @@ class State:
     """The store has been opened: schema and partitions are ours."""
     is_draining: bool = False
     started_s: float = field(default_factory=time.monotonic)
+
+    def check_serves(self) -> None:
+        """Raises Draining or StorageUnavailable: this replica takes no request that needs the store."""
+        if self.is_draining:
+            raise Draining
+        if not self.is_open:
+            raise StorageUnavailable("not opened yet")

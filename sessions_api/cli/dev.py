@@ -60,14 +60,13 @@ async def _serve(environ: dict[str, str], stop: serving.Stop) -> int:
 
 
 async def _serve_on(settings: Settings, kept_in: str, stop: serving.Stop) -> int:
-    sock = serving.bind(settings.host, settings.port)
-    address = serving.address_of(sock)
+    with serving.bound(settings) as sockets:
+        address = serving.address_of(sockets[0])
 
-    def announce() -> None:
-        print(banner(address, kept_in), flush=True)
+        def announce() -> None:
+            print(banner(address, kept_in), flush=True)
 
-    with sock:
-        status = await serving.serve_here(settings, sock, stop, announce)
+        status = await serving.serve_here(settings, sockets, stop, announce)
     if stop.is_asked:
         print("stopped; the sessions are kept", file=sys.stderr)
     return status

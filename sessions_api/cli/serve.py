@@ -45,15 +45,14 @@ def run(args: argparse.Namespace) -> int:
             "REDIS_URL is not set: name a Redis, or run `sessions-api dev`, which brings one", status=2
         )
     Redis.from_url(settings.redis_url)  # unusable: say so here, not in every worker
-    sock = serving.bind(settings.host, settings.port)
-    print(f"Sessions API at {serving.address_of(sock)}", file=sys.stderr, flush=True)
-    with sock:
+    with serving.bound(settings) as sockets:
+        print(f"Sessions API at {serving.address_of(sockets[0])}", file=sys.stderr, flush=True)
         if args.workers == 1:
-            return uvloop.run(serving.serve_here(settings, sock, serving.Stop(), lambda: None))
-        return _serve_with_workers(settings, sock, args.workers)
+            return uvloop.run(serving.serve_here(settings, sockets, serving.Stop(), lambda: None))
+        return _serve_with_workers(settings, sockets, args.workers)
 
 
-def _serve_with_workers(settings: Settings, sock: socket.socket, workers: int) -> int:
+def _serve_with_workers(settings: Settings, sockets: list[socket.socket], workers: int) -> int:
     """The workers' metrics meet in one folder: an own one, removed at the end, unless one was given."""
     given = os.environ.get(METRICS_DIR)
     folder = given or tempfile.mkdtemp(prefix="sessions-metrics-")
@@ -61,7 +60,7 @@ def _serve_with_workers(settings: Settings, sock: socket.socket, workers: int) -
     try:
         for stale in Path(folder).glob("*.db"):  # an earlier run's counters would be added to ours
             stale.unlink()
-        return serving.run_many(settings, sock, workers)
+        return serving.run_many(settings, sockets, workers)
     except OSError as error:
         raise CommandError(f"{METRICS_DIR}={folder} is unusable: {error.strerror}") from error
     finally:

@@ -13,10 +13,10 @@ import httpx2
 import msgspec
 
 from sessions_api.cli.errors import CommandError
+from sessions_api.domain.ids import is_uuid
 
 SESSIONS = "/api/messaging/sessions"
 TIMEOUT_S = 10.0
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def uuid(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: *text* is no UUID.
     """
-    if _UUID.fullmatch(text) is None:
+    if not is_uuid(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no id: ids are UUIDs, such as `sessions-api ls` shows")
     return text
 

@@ -11,29 +11,43 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import FrameType, MappingProxyType
 
 import uvicorn
 from starlette.applications import Starlette
 
 from sessions_api.app import create_app
+from sessions_api.cli.connections import Connection
 from sessions_api.cli.errors import CommandError
 from sessions_api.settings import Settings
 from sessions_api.telemetry import logs
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-CLIENTS_ONLY = {"SESSIONS_URL"}
-"""Read by `chat`, `ls` and their like; no setting of the service, and no misspelt one."""
 
 
 def environment(chosen: Mapping[str, str | None] = MappingProxyType({})) -> dict[str, str]:
     """This process's environment as the service reads it, with what the command line *chose*."""
-    ours = {name: value for name, value in os.environ.items() if name not in CLIENTS_ONLY}
-    return ours | {name: value for name, value in chosen.items() if value is not None}
+    return dict(os.environ) | {name: value for name, value in chosen.items() if value is not None}
 
 
-def bind(host: str, port: int) -> socket.socket:
+@contextmanager
+def bound(settings: Settings) -> Iterator[list[socket.socket]]:
+    """The API's socket, not yet listening, and that of the metrics if they have a port of their own.
+
+    Raises:
+        CommandError: as :func:`bind`.
+    """
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(bind(settings.host, settings.port))]
+        if settings.sessions_metrics_port:
+            own = bind(settings.host, settings.sessions_metrics_port, "SESSIONS_METRICS_PORT=…")
+            sockets.append(stack.enter_context(own))
+        yield sockets
+
+
+def bind(host: str, port: int, choice: str = "PORT=… or --port") -> socket.socket:
     """A socket bound to *host* and *port* (0: any free port), not yet listening.
 
     Raises:
@@ -51,17 +65,17 @@ def bind(host: str, port: int) -> socket.socket:
         sock.bind(address)
     except OSError as error:
         sock.close()
-        raise CommandError(_why_not_bound(error, host, port)) from error
+        raise CommandError(_why_not_bound(error, host, port, choice)) from error
     sock.set_inheritable(True)
     return sock
 
 
-def _why_not_bound(error: OSError, host: str, port: int) -> str:
+def _why_not_bound(error: OSError, host: str, port: int, choice: str) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return f"port {port} on {host} is in use: choose another with PORT=… or --port"
+            return f"port {port} on {host} is in use: choose another with {choice}"
         case errno.EACCES:
-            return f"port {port} needs privileges: choose one above 1023 with PORT=… or --port"
+            return f"port {port} needs privileges: choose one above 1023 with {choice}"
         case errno.EADDRNOTAVAIL:
             return f"{host} is no address of this machine: change HOST or --host"
         case _:
@@ -113,7 +127,7 @@ class Stop:
 
 
 async def serve_here(
-    settings: Settings, sock: socket.socket, stop: Stop, on_ready: Callable[[], None]
+    settings: Settings, sockets: list[socket.socket], stop: Stop, on_ready: Callable[[], None]
 ) -> int:
     """Serve in this process until a signal; returns the exit status."""
 
@@ -123,19 +137,20 @@ async def serve_here(
     server = Server(_config(app, settings), on_ready)
     stop.goes_to(server)
     try:
-        await server.serve([sock])
+        await server.serve(sockets)
     except SystemExit:  # uvicorn's word for an app that did not start; the log has the reason
         return 1
     return 0
 
 
-def run_many(settings: Settings, sock: socket.socket, workers: int) -> int:
+def run_many(settings: Settings, sockets: list[socket.socket], workers: int) -> int:
     """Serve in *workers* processes until a signal; a dead worker is replaced."""
     logs.configure(settings.log_level, settings.log_format)  # of this process; each worker does its own
     config = _config("sessions_api.cli.serving:app_of_worker", settings)
     config.workers = workers
-    supervisor = uvicorn.supervisors.Multiprocess(config, [sock])
-    sock.listen(config.backlog)
+    supervisor = uvicorn.supervisors.Multiprocess(config, sockets)
+    for sock in sockets:
+        sock.listen(config.backlog)
     supervisor.run()
     # uvicorn's worker ends in order, then by the very signal that asked it to.
     in_order = {0, None, *(-number for number in STOPPING)}
@@ -152,7 +167,7 @@ def _config(app: Callable[[], Starlette] | str, settings: Settings) -> uvicorn.C
         app,
         factory=True,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="websockets-sansio",
         ws_per_message_deflate=False,  # a compressor takes ten times the memory of the rest of a follower
         ws_max_size=1024 * 1024,  # live/websocket.py refuses 256 KiB, in words

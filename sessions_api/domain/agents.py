@@ -12,6 +12,9 @@ from sessions_api.domain.timeouts import TimeoutChoice
 
 AgentKind = Literal["echo"]
 
+LONGEST_DELAY_MS = 10_000
+"""Between two words of an ``echo`` agent: well below a lease."""
+
 ECHO_ID = AgentId("00000000-0000-4000-8000-000000000001")
 
 

@@ -9,6 +9,7 @@ import msgspec
 from sessions_api.domain.ids import MessageId, TurnId
 
 EntryKind = Literal["message", "turn.failed", "turn.cancelled"]
+AnswerStatus = Literal["complete", "cancelled"]
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -23,7 +24,8 @@ class LogEntry(msgspec.Struct, frozen=True):
     prev: int
     kind: EntryKind
     turn_id: TurnId | None
-    status: Literal["complete", "cancelled"] | None
+    status: AnswerStatus | None
+    """Of an answer; None for a user's message, and for what is no message."""
     body: bytes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -12,6 +12,8 @@ from sessions_api.domain.timeouts import Clock, TimeoutConfig
 
 Stage = Literal["created", "active", "waiting", "expiring"]
 OnBusy = Literal["queue", "merge", "interrupt", "reject"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+ON_BUSY: Final[tuple[OnBusy, ...]] = get_args(OnBusy)
 
 
 class NewSession(msgspec.Struct, frozen=True):

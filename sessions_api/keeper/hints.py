@@ -51,7 +51,7 @@ class Hints:
     async def step(self) -> None:
         """After each connection: subscribe, and ask for notifications, which a restarted server forgot."""
         await self._connected.wait()
-        await self.subscriber.subscribe(b"__keyevent@%d__:expired" % self._redis.endpoint.database)
+        await self.subscriber.subscribe(b"__keyevent@%d__:expired" % self._redis.address.database)
         self._connected.clear()
         await self._switch_on()
 

@@ -198,9 +198,7 @@ class Sweep:
 
         One session for each agent and partition is enough: a claim names the next.
         """
-        waiting = await asyncio.gather(
-            *(self._turns.stale_ready(p) for p in self._leases.kept)
-        )
+        waiting = await asyncio.gather(*(self._turns.stale_ready(p) for p in self._leases.kept))
         for stale in waiting:
             for agent_id, session_id in dict(reversed(stale)).items():
                 self._turns.wake(agent_id, session_id)

@@ -61,6 +61,7 @@ _OF_ERRORS: dict[type[errors.SessionsError], Closing] = {
     errors.InvalidInput: BAD_FRAME,
     errors.MalformedBody: BAD_FRAME,
     errors.BodyTooLarge: BAD_FRAME,
+    errors.RequestTooSlow: TOO_SLOW,
     errors.Unauthenticated: UNAUTHENTICATED,
     errors.SessionNotFound: GONE,
     errors.SessionExpired: OVER,

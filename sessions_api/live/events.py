@@ -12,7 +12,7 @@ from typing import Final, cast
 import msgspec
 
 from sessions_api.domain.ids import SessionId, TurnId
-from sessions_api.domain.messages import EntryKind, LogEntry, utf16_units
+from sessions_api.domain.messages import AnswerStatus, EntryKind, LogEntry, utf16_units
 from sessions_api.domain.sessions import Session
 from sessions_api.domain.turns import Draft
 from sessions_api.errors import SessionExpired, StorageFault
@@ -177,7 +177,7 @@ def _read_entry(event: Event, args: list[str], body: bytes) -> None:
         prev=event.prev,
         kind=cast("EntryKind", kind),
         turn_id=TurnId(event.turn_id) if event.turn_id else None,
-        status=cast("None", event.status or None),
+        status=cast("AnswerStatus", event.status) if event.status else None,
         body=body,
     )
     event.data = entry_data(event.entry)

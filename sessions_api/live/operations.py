@@ -1,4 +1,4 @@
-"""What a WebSocket may ask for; ``api/`` answers, so that bodies and rules are those of HTTP."""
+"""What a WebSocket may ask for; ``api/frames.py`` answers, so that bodies and rules are those of HTTP."""
 
 from __future__ import annotations
 

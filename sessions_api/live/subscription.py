@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import structlog
 
@@ -32,8 +32,7 @@ from sessions_api.telemetry import metrics
 from sessions_api.wire.events import Gap
 
 if TYPE_CHECKING:
-    from sessions_api.live.hub import Hub
-    from sessions_api.live.tail import Tail
+    from sessions_api.live.tails import Tail, Tails
     from sessions_api.store.log import Replay
 
 MAX_EVENTS: Final = 256
@@ -55,7 +54,6 @@ class Subscription:
         "_app",
         "_bytes",
         "_finished",
-        "_hub",
         "_is_behind",
         "_is_first",
         "_is_updated",
@@ -66,16 +64,18 @@ class Subscription:
         "_recorded",
         "_rev",
         "_tail",
+        "_tails",
         "_turn_id",
         "_units",
         "_waiter",
         "cursor",
     )
+    is_follower: ClassVar[bool] = True
 
-    def __init__(self, hub: Hub, tail: Tail, *, app: AppName | None, after: int | None) -> None:
+    def __init__(self, tails: Tails, tail: Tail, *, app: AppName | None, after: int | None) -> None:
         self.cursor = after or 0
         """The newest log entry that was queued, or that the client said it has."""
-        self._hub = hub
+        self._tails = tails
         self._tail = tail
         self._app = app
         self._after = after
@@ -97,10 +97,6 @@ class Subscription:
     @property
     def session_id(self) -> SessionId:
         return self._tail.session_id
-
-    @property
-    def is_with_tail(self) -> bool:
-        return not self._is_behind
 
     # ------------------------------------------------------------ the client's side
 
@@ -130,7 +126,7 @@ class Subscription:
 
     def close(self) -> None:
         """Leave; whoever waits in :meth:`next` gets the closing event. Repeatable."""
-        self._hub.leave(self._tail, self)
+        self._tails.leave(self._tail, self)
         self.finish(RESTART)
 
     async def attach(self) -> None:
@@ -303,24 +299,19 @@ class Subscription:
 
     async def _read(self) -> None:
         """Read one page; if it ends at the session's cursor, the follower is with the tail again."""
-        async with self._hub.reads:
-            recorded = self._recorded = []
-            try:
-                page = await self._hub.store.log.replay(self.session_id, app=self._app, after=self._after)
-                overflowed = self._recorded is None
-            finally:
-                self._recorded = None
-        if page.expired is not None and await self._tail.settle():
-            return await self._read()  # with what its end wrote
+        page, recorded = await self._read_page()
+        if page.expired is not None and not page.is_settled:
+            await self._tail.settle()
+            page, recorded = await self._read_page()  # with what its end wrote, whoever settled it
         if self._finished is not None:
-            return None
+            return
         after = self._after
         self._after_page(page)
         if page.expired is not None:
             if page.complete:
                 self._queue(events.expired(self.session_id, page.expired))
                 self.finish(OVER, end=page.newest)
-        elif page.complete and not overflowed:
+        elif page.complete and recorded is not None:
             self._is_behind = False
             for event in recorded:
                 if self._is_behind or self._finished is not None:
@@ -328,7 +319,16 @@ class Subscription:
                 self._take(event)
         elif not page.entries and self._after == after and not page.complete:
             raise StorageFault(f"a replay of {self.session_id} that neither ends nor goes on")
-        return None
+
+    async def _read_page(self) -> tuple[Replay, list[Event] | None]:
+        """A page from the position on, and the live events that came meanwhile; None: more than are kept."""
+        async with self._tails.reads:
+            self._recorded = []
+            try:
+                page = await self._tails.store.log.replay(self.session_id, app=self._app, after=self._after)
+                return page, self._recorded
+            finally:
+                self._recorded = None
 
     def _after_page(self, page: Replay) -> None:
         """Make *page* the follower's position, and what it has to tell its next events."""

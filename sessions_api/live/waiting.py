@@ -4,14 +4,14 @@
 
     async with hub.watch(session_id) as watch:  # listens before the message is appended
         appended = await store.log.append(…)
-        outcome = await watch.outcome(appended.turn_id, timeout_ms=…, is_repeat=appended.replayed)
+        outcome = await watch.outcome(appended.turn_id, timeout_ms=…, is_repeat=appended.is_repeat)
     if outcome.error is not None: …  # problem_of(outcome.error, turn_id=outcome.turn_id)
 
     async for part in watch.stream(turn_id, timeout_ms=…): …  # Chunk | Restart | Beat, an Outcome at the end
 
 A watch reports its own turn's outcome, or that of the turn which superseded it.
 It takes what is published as a hint: it reads its turn again every second, so
-no single publish matters to it.
+no single publish matters to it. What was told of the answer's text is in ``spoken.py``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import msgspec
 
-from sessions_api.domain.ids import MessageId, SessionId, TurnId
-from sessions_api.domain.messages import LogEntry, utf16_units
+from sessions_api.domain.ids import SessionId, TurnId
+from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.turns import Turn
 from sessions_api.errors import (
     AgentFailed,
@@ -37,21 +37,20 @@ from sessions_api.errors import (
 )
 from sessions_api.live.events import Event
 from sessions_api.live.outcomes import Beat, Chunk, Outcome, OutcomeKind, Part, Restart
-from sessions_api.wire.messages import read_body
+from sessions_api.live.spoken import Spoken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from sessions_api.live.hub import Hub
-    from sessions_api.live.tail import Tail
-
-__all__ = ["Beat", "Chunk", "Outcome", "Part", "Restart", "Watch"]
+    from sessions_api.live.tails import Tail, Tails
 
 READ_AGAIN_S: Final = 1.0
 CONFIRM_S: Final = 0.5
 """How long the append waits for the subscription; without it the answer comes by reading."""
 MAX_EVENTS: Final = 256
 MAX_BYTES: Final = 1024 * 1024
+TEXT: Final = frozenset({"turn.started", "turn.delta"})
+"""The events that tell of the answer's text, and of nothing else."""
 
 
 class _Failure(msgspec.Struct):
@@ -72,8 +71,10 @@ _cancellation = msgspec.json.Decoder(_Cancellation)
 class Watch:
     """One waiting poster; made by :meth:`Hub.watch`."""
 
-    def __init__(self, hub: Hub, session_id: SessionId) -> None:
-        self._hub = hub
+    is_follower: ClassVar[bool] = False
+
+    def __init__(self, tails: Tails, session_id: SessionId) -> None:
+        self._tails = tails
         self._session_id = session_id
         self._turn_id = TurnId("")
         self._with_text = True
@@ -82,36 +83,32 @@ class Watch:
         self._must_read = False
         self._is_stopped = False
         self._answer: LogEntry | None = None
-        self._message_id = MessageId("")
-        self._said: list[str] = []
-        self._units = 0
+        self._spoken = Spoken()
         self._waiter: asyncio.Future[None] | None = None
         self._tail: Tail | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises Draining: nothing was appended yet, another replica takes the whole request."""
-        if self._hub.is_draining:
-            raise Draining
-        self._tail = self._hub.join(self._session_id, self)
+        tail = self._tail = self._tails.find(self._session_id)
+        self._tails.join(tail, self)
         try:
-            await self._hub.subscribed(self._tail, CONFIRM_S)
+            await self._tails.subscribed(tail, CONFIRM_S)
         except StorageError:
             self._must_read = True
         except BaseException:
-            self._hub.leave(self._tail, self)
+            self._tails.leave(tail, self)
             raise
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         if self._tail is not None:
-            self._hub.leave(self._tail, self)
+            self._tails.leave(self._tail, self)
 
     # ------------------------------------------------------------ the tail's side
 
     def offer(self, event: Event) -> None:
         if event.turn_id:
-            if event.type == "turn.delta" and not self._with_text:
-                return
+            if event.type == "turn.queued" or (event.type in TEXT and not self._with_text):
+                return  # nothing to wake up for
             if self._turn_id and event.turn_id != self._turn_id:
                 return
         elif event.type not in {"session.expired", "session.ended"}:
@@ -193,11 +190,13 @@ class Watch:
                 self._bytes -= event.size
                 if event.turn_id and event.turn_id != self._turn_id:
                     continue
-                if event.type in {"turn.delta", "turn.started"}:
-                    for part in self._hear(event):
+                if event.type in TEXT:
+                    heard = self._spoken.hear(event) if self._with_text else []
+                    self._must_read |= heard is None
+                    for part in heard or ():
                         yield part
                 else:
-                    outcome = await self._end_of(event)
+                    outcome = self._end_of(event)
             if outcome is None and (self._must_read or loop.time() >= read_s):
                 self._must_read = False
                 read_s = loop.time() + READ_AGAIN_S
@@ -216,8 +215,9 @@ class Watch:
                         "timed_out", self._turn_id, error=AgentTimedOut(self._turn_id, timeout_ms)
                     )
             if outcome is not None:
-                for part in self._rest_of(outcome):
-                    yield part
+                if self._with_text and outcome.answer is not None:
+                    for part in self._spoken.finish(self._turn_id, outcome.answer):
+                        yield part
                 yield outcome
                 return
             await self._news(min(read_s, until_s))
@@ -236,7 +236,7 @@ class Watch:
 
     # ------------------------------------------------------------ the outcome
 
-    async def _end_of(self, event: Event) -> Outcome | None:
+    def _end_of(self, event: Event) -> Outcome | None:
         """The outcome that *event* says, or None; where it says not enough, the turn is to be read."""
         match event.type:
             case "message.created" if event.status:
@@ -272,7 +272,7 @@ class Watch:
 
     async def _read(self) -> tuple[Outcome | None, list[Chunk | Restart]]:
         """What the store says of the turn; raises StorageError."""
-        turns = self._hub.store.turns
+        turns = self._tails.store.turns
         try:
             turn = await turns.read(self._session_id, self._turn_id, app=None)
             while turn.superseded_by:
@@ -300,80 +300,21 @@ class Watch:
             return self._deleted()
         answer = None
         if turn.answer:
-            answer = await self._hub.store.turns.answer(self._session_id, turn.turn_id, app=None)
+            answer = await self._tails.store.turns.answer(self._session_id, turn.turn_id, app=None)
         return Outcome("completed" if turn.state == "completed" else "cancelled", turn.turn_id, answer=answer)
 
     async def _expired(self, turn: Turn) -> Outcome:
         try:
-            await self._hub.store.sessions.read(self._session_id, app=None)
+            await self._tails.store.sessions.read(self._session_id, app=None)
         except SessionExpired as error:
             return Outcome("expired", turn.turn_id, error=error)
         return self._failed(_Failure("SESSION_EXPIRED", "The session expired", turn.attempt))
 
-    # ------------------------------------------------------------ the text
-
-    def _hear(self, event: Event) -> list[Chunk | Restart]:
-        """What a live event adds to the text; where it does not follow on, the draft is to be read."""
-        message_id = MessageId(event.message_id)
-        if event.type == "turn.started":
-            return self._begin(message_id, event.attempt)
-        if message_id != self._message_id:
-            if self._message_id or event.offset:
-                self._must_read = True
-                return []
-            self._message_id = message_id
-        if event.offset != self._units:
-            self._must_read |= event.offset + event.units > self._units
-            return []
-        return self._say(event.text.decode(errors="replace"))
-
-    def _begin(self, message_id: MessageId, attempt: int) -> list[Chunk | Restart]:
-        if message_id == self._message_id:
-            return []
-        is_another = bool(self._message_id) or attempt > 1
-        self._message_id = message_id
-        self._said.clear()
-        self._units = 0
-        return [Restart(self._turn_id, message_id, attempt)] if is_another and self._with_text else []
-
-    def _say(self, text: str) -> list[Chunk | Restart]:
-        chunk = Chunk(self._turn_id, self._message_id, text, len(self._said), self._units)
-        self._said.append(text)
-        self._units += utf16_units(text)
-        return [chunk]
-
     async def _missed(self, turn: Turn) -> list[Chunk | Restart]:
         """The text that was published unheard."""
-        is_known = turn.message_id == self._message_id and turn.units <= self._units
-        if not self._with_text or turn.state != "running" or is_known:
+        if not self._with_text or not self._spoken.misses(turn):
             return []
-        page = await self._hub.store.log.replay(self._session_id, app=None, after=None)
-        draft = page.draft
+        draft = (await self._tails.store.log.replay(self._session_id, app=None, after=None)).draft
         if draft is None or draft.turn_id != self._turn_id:
             return []
-        parts = self._begin(draft.message_id, draft.attempt)
-        if draft.units > self._units:
-            parts += self._say(_after(draft.text, self._units))
-        return parts
-
-    def _rest_of(self, outcome: Outcome) -> list[Chunk | Restart]:
-        """What of the answer was not said yet, so that the chunks are the answer."""
-        if not self._with_text or outcome.answer is None:
-            return []
-        body = read_body(outcome.answer.body)
-        said = "".join(self._said)
-        parts: list[Chunk | Restart] = []
-        if self._message_id and body.id != self._message_id and said:
-            parts += self._begin(MessageId(body.id), 0)
-            said = ""
-        self._message_id = MessageId(body.id)
-        if body.content != said and body.content.startswith(said):
-            parts += self._say(body.content[len(said) :])
-        return parts
-
-
-def _after(text: str, units: int) -> str:
-    """*text* from UTF-16 unit *units* on."""
-    if text.isascii():
-        return text[units:]
-    return text.encode("utf-16-le", "surrogatepass")[2 * units :].decode("utf-16-le", "replace")
+        return self._spoken.catch_up(draft)

@@ -65,10 +65,13 @@ _envelope = msgspec.json.Decoder(_Envelope)
 class BadFrame(Exception):
     """What came is no frame of ours, which ends the conversation; *closing* and *error* say how."""
 
-    def __init__(self, error: SessionsError, closing: Closing = BAD_FRAME) -> None:
+    def __init__(
+        self, error: SessionsError, closing: Closing = BAD_FRAME, *, ref: str | int | None = None
+    ) -> None:
         super().__init__(str(error))
         self.error = error
         self.closing = closing
+        self.ref = ref
 
 
 class Rate:
@@ -217,7 +220,7 @@ class Conversation:
                 if message["type"] == "websocket.receive":
                     await self._answer(message.get("text"), message.get("bytes"))
         except BadFrame as bad:
-            await self._reply(self._error_frame(bad.error, None))
+            await self._reply(self._error_frame(bad.error, bad.ref))
             self._subscription.finish(bad.closing)
             return
         except (TimeoutError, OSError):
@@ -317,13 +320,13 @@ def read_frame(text: str | None, data: bytes | None) -> dict[str, Any]:
         raise BadFrame(MalformedBody("a frame is JSON in UTF-8, not nested too deep")) from error
     if not isinstance(frame, dict):
         raise BadFrame(MalformedBody("a frame is an object"))
-    kind = frame.get("type")
-    if not isinstance(kind, str) or kind not in TYPES:  # a list or an object would not hash
-        raise BadFrame(_invalid("type", f"must be one of {', '.join(sorted(TYPES))}"))
     ref = frame.get("ref")
     if not (ref is None or (type(ref) is int) or (isinstance(ref, str) and len(ref) <= MAX_REF_CHARS)):
         reason = f"must be an integer or a string of at most {MAX_REF_CHARS} characters"
         raise BadFrame(_invalid("ref", reason))
+    kind = frame.get("type")
+    if not isinstance(kind, str) or kind not in TYPES:  # a list or an object would not hash
+        raise BadFrame(_invalid("type", f"must be one of {', '.join(sorted(TYPES))}"), ref=ref)
     return frame
 
 

@@ -1,6 +1,6 @@
-"""The connection to Redis: the one place that knows redis-py, and where its errors end.
+"""The connection to Redis: calls, their repeats and their deadline; where Redis's errors end.
 
-redis-py gives us addresses, TLS, credentials and the handshake; then its socket
+redis-py finds the server and shakes hands (``address.py``); then its socket
 becomes a :class:`~sessions_api.store.lines.Line`, on which every command of one
 event-loop tick shares one write. A third of a request's CPU is saved that way,
 and each snare below lies in what redis-py would do *after* the handshake:
@@ -35,25 +35,19 @@ import asyncio
 import random
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from hashlib import sha1
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import structlog
-from redis.asyncio.connection import Connection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.maint_notifications import MaintNotificationsConfig
 
-from sessions_api.errors import SettingsError, StorageFault, StorageFull, StorageUnavailable
+from sessions_api.errors import StorageFault, StorageFull, StorageUnavailable
+from sessions_api.store.address import Address
 from sessions_api.store.lifeline import PAUSE_FIRST_S, PAUSE_LAST_S, Lifeline
-from sessions_api.store.lines import Arg, Line, LineLost, ServerError, Stats, Wire
+from sessions_api.store.lines import Arg, Line, LineLost, ServerError, Stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-CONNECT_TIMEOUT_S: Final = 0.5
 REPLY_TIMEOUT_S: Final = 1.0
 MAX_WAITING: Final = 20_000
 
@@ -94,75 +88,6 @@ class Reply(NamedTuple):
     repeated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """How to reach one Redis server: everything that redis-py reads from a URL.
-
-    ``redis://``, ``rediss://`` and ``unix://``, with redis-py's query arguments.
-    """
-
-    url: str = field(repr=False)  # it may hold a password
-
-    def __post_init__(self) -> None:
-        try:
-            self._connection()
-        except (ValueError, TypeError, RedisError) as error:
-            raise SettingsError([f"the Redis URL is unusable: {error}"]) from error
-
-    @property
-    def database(self) -> int:
-        """The number of the database, as keyspace notifications name it."""
-        return parse_url(self.url).get("db", 0)
-
-    def _connection(self) -> Connection:
-        kwargs: dict[str, Any] = dict(parse_url(self.url))
-        for of_the_pool in ("max_connections", "timeout", "decode_responses", "legacy_responses"):
-            kwargs.pop(of_the_pool, None)
-        make = kwargs.pop("connection_class", Connection)
-        kwargs |= {
-            "protocol": 2,
-            "retry": Retry(NoBackoff(), 0),
-            "socket_connect_timeout": CONNECT_TIMEOUT_S,
-            "socket_timeout": REPLY_TIMEOUT_S,
-            "health_check_interval": 0,
-            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-            "driver_info": None,
-        }
-        connection: Connection = make(**kwargs)
-        return connection
-
-    async def connect(self, wire: Wire) -> None:
-        """Put *wire* on a socket of its own: connected, authenticated, and answering PING.
-
-        Raises:
-            StorageUnavailable: no server, no permission, or it is still loading.
-        """
-        connection = self._connection()
-        try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-            await connection.send_command("PING", check_health=False)
-            await connection.read_response()  # LOADING is an answer too, and raises
-            if await connection.can_read():
-                raise StorageUnavailable("dirty from the start")
-            # redis-py lets go of its socket, which would close it when collected: the wire holds both.
-            writer, connection._writer = connection._writer, None  # noqa: SLF001
-            if writer is None:
-                raise StorageUnavailable("closed at once")
-            wire.take_over(cast("asyncio.Transport", writer.transport), writer)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StorageUnavailable(_reason(error)) from error
-        finally:
-            if connection.is_connected:
-                await connection.disconnect(nowait=True)
-
-
-def _reason(error: BaseException) -> str:
-    """For the log. What redis-py says of a failed login may quote the user, never the password."""
-    if isinstance(error, AuthenticationError | ResponseError):
-        return f"refused: {error}"
-    return f"no connection: {error}"
-
-
 class Redis:
     """One Redis server, shared by all tasks of the process; it comes and goes, callers wait 2.5 s.
 
@@ -176,13 +101,13 @@ class Redis:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        address: Address,
         *,
         deadline_ms: int = 2500,
         reply_timeout_s: float = REPLY_TIMEOUT_S,
         max_waiting: int = MAX_WAITING,
     ) -> None:
-        self.endpoint = endpoint
+        self.address = address
         self.stats = Stats()
         self._deadline_s = deadline_ms / 1000
         self._reply_timeout_s = min(reply_timeout_s, self._deadline_s)
@@ -199,7 +124,7 @@ class Redis:
         Raises:
             SettingsError: the URL is unusable.
         """
-        return cls(Endpoint(url), deadline_ms=deadline_ms, reply_timeout_s=reply_timeout_s)
+        return cls(Address(url), deadline_ms=deadline_ms, reply_timeout_s=reply_timeout_s)
 
     async def start(self) -> None:
         """Begin to connect; returns after the first try, whether Redis is there or not."""
@@ -342,7 +267,7 @@ class Redis:
 
     async def _connect(self) -> Line:
         line = Line(self.stats, reply_timeout_s=self._reply_timeout_s)
-        await self.endpoint.connect(line)
+        await self.address.connect(line)
         return line
 
 

@@ -15,7 +15,7 @@ key                       type    holds                                         
 ``users:{t}``             zset    ``<app>:<uid>:<createdMs>:<sid>``                   standing
 ``agents:{t}``            zset    ``<app>:<aid>:<createdMs>:<sid>``                   standing
 ``near:{t}``              zset    sid → deadline, of sessions that were warned        standing
-``keeper:{t}``            string  the replica that keeps the partition                lease, 5 s
+``keeper:{t}``            string  the replica that keeps the partition                lease, 4 s
 ``replicas``              zset    replica → last sign of life                         standing
 ``definitions``           hash    agent id → definition; ``version`` counts changes   standing
 ``meta``                  hash    schema version and number of partitions             standing

@@ -60,7 +60,7 @@ class Lifeline(Generic[W]):
         self._on_up = on_up
         self._failures = 0
         self._short_lives = 0
-        self._keeper: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     @property
     def is_open_circuit(self) -> bool:
@@ -72,19 +72,19 @@ class Lifeline(Generic[W]):
         self._lost = asyncio.Event()
         self._news = asyncio.Event()  # a line, an open circuit or the end: no reason to wait on
         first_try = asyncio.Event()
-        self._keeper = asyncio.create_task(self._keep(first_try), name=f"{self._name} lifeline")
-        self._keeper.add_done_callback(lambda _keeper: first_try.set())
+        self._keeping = asyncio.create_task(self._keep(first_try), name=f"{self._name} lifeline")
+        self._keeping.add_done_callback(lambda _task: first_try.set())
         await first_try.wait()
 
     async def stop(self) -> None:
         """Close the line and end the task; whoever waits for either gets StorageUnavailable."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is None:
+        keeping, self._keeping = self._keeping, None
+        if keeping is None:
             return
         self.reason = "stopped"
         self._news.set()
-        keeper.cancel()
-        await asyncio.wait([keeper])
+        keeping.cancel()
+        await asyncio.wait([keeping])
         line, self.line = self.line, None
         if line is not None:
             line.on_lost = lambda: None
@@ -97,7 +97,7 @@ class Lifeline(Generic[W]):
             StorageUnavailable: the circuit is open, or nothing keeps a line.
         """
         while (line := self.line) is None:
-            if self._keeper is None or self._failures >= OPEN_AFTER:
+            if self._keeping is None or self._failures >= OPEN_AFTER:
                 raise StorageUnavailable(self.reason)
             await self._news.wait()
         return line
@@ -127,7 +127,7 @@ class Lifeline(Generic[W]):
             await asyncio.sleep(pause_s(self._short_lives))
 
     def _is_stopped(self) -> bool:
-        return self._keeper is None
+        return self._keeping is None
 
     def _came_up(self, line: W) -> None:
         self._stats.connects += 1

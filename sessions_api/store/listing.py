@@ -156,7 +156,7 @@ class Listing:
             if reply[0] == b"ok":
                 sessions.append(session_of(session_id, reply[2], reply[3]))
             elif reply[0] == b"expired":
-                self._scripts.noticed(session_id, reply)
+                self._scripts.report_unsettled(session_id, reply)
         return sessions
 
     async def total(

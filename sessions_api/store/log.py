@@ -34,7 +34,7 @@ PAGE_BYTES = 256 * 1024
 class Appended(msgspec.Struct, frozen=True):
     """An accepted message: where it stands in the log and which turn answers it.
 
-    *replayed*: an idempotency key had it accepted before; *session* may be
+    *is_repeat*: an idempotency key had it accepted before; *session* may be
     expired by now.
     """
 
@@ -43,7 +43,7 @@ class Appended(msgspec.Struct, frozen=True):
     cursor: int
     turn_id: TurnId
     was_renewed: bool
-    replayed: bool
+    is_repeat: bool
 
 
 class HistoryPage(msgspec.Struct, frozen=True):
@@ -56,8 +56,9 @@ class HistoryPage(msgspec.Struct, frozen=True):
 class Replay(msgspec.Struct, frozen=True):
     """What a follower joins with; all read at one instant.
 
-    *session* is None once it is over, then *expired* says how. *complete*: the
-    page ends at the session's cursor. *oldest*: the log's first cursor, 0 if empty.
+    *session* is None once it is over, then *expired* says how, and *is_settled*
+    whether what its end writes is in the log already. *complete*: the page ends
+    at the session's cursor. *oldest*: the log's first cursor, 0 if empty.
     """
 
     session: Session | None
@@ -67,6 +68,7 @@ class Replay(msgspec.Struct, frozen=True):
     draft: Draft | None
     entries: list[LogEntry]
     complete: bool
+    is_settled: bool
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -79,7 +81,7 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Log:
-    """What was said in sessions; each method is one script and one round trip."""
+    """What was said in sessions; each method is one round trip, and of one script but for ``positions``."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -123,7 +125,7 @@ class Log:
                     cursor=int(cursor),
                     turn_id=TurnId(turn.decode()),
                     was_renewed=int(renewed) == 1,
-                    replayed=word == b"repeated",
+                    is_repeat=word == b"repeated",
                 )
             case [b"busy", _, turn, state]:
                 raise SessionBusy(session_id, turn.decode(), state.decode())
@@ -181,9 +183,10 @@ class Log:
                     draft=draft_of(record, text) if record else None,
                     entries=[entry_of(entry) for entry in entries],
                     complete=complete == 1,
+                    is_settled=False,
                 )
-            case [b"expired", _, _, _, _, _, _, fields, oldest, complete, entries]:
-                self._scripts.noticed(session_id, reply)
+            case [b"expired", _, _, _, _, _, settled, fields, oldest, complete, entries]:
+                self._scripts.report_unsettled(session_id, reply)
                 return Replay(
                     session=None,
                     expired=expired_of(session_id, reply),
@@ -192,6 +195,7 @@ class Log:
                     draft=None,
                     entries=[entry_of(entry) for entry in entries],
                     complete=complete == 1,
+                    is_settled=settled == b"settled",
                 )
             case _:
                 raise unknown(REPLAY, reply)

@@ -156,7 +156,7 @@ class Subscriber:
 
     async def _connect(self) -> Feed:
         feed = Feed(self.stats, self._on_reply)
-        await self._redis.endpoint.connect(feed)
+        await self._redis.address.connect(feed)
         return feed
 
     def _came_up(self, line: Feed) -> None:

@@ -89,7 +89,7 @@ def _field_access() -> str:
 
 def session_of(session_id: SessionId, now: bytes, fields: list[bytes]) -> Session:
     """A session from a script's ``now`` and ``fields``."""
-    texts, numbers = fields[:10], fields[10:]
+    texts, numbers = fields[: len(TEXTS)], fields[len(TEXTS) :]
     app, agent_id, user_id, metadata, sources, on_busy, turn, turn_state, _ops, _reason = texts
     (
         created_ms, timeout_ms, auto_renew, max_duration_ms, warning_ms, retention_ms,
@@ -179,11 +179,11 @@ class Scripts:
         if word == b"absent":
             raise SessionNotFound(session_id)
         if word == b"expired" and script.name not in READS_EXPIRED:
-            self.noticed(session_id, reply)
+            self.report_unsettled(session_id, reply)
             raise expired_of(session_id, reply)
         return reply
 
-    def noticed(self, session_id: SessionId, reply: list[Any]) -> None:
+    def report_unsettled(self, session_id: SessionId, reply: list[Any]) -> None:
         """An ``expired`` reply: if nobody settled the session yet, have it done."""
         if reply[6] == b"unsettled":
             self.overdue(session_id)

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from typing import Any, Final, get_args
 
-from sessions_api.domain.agents import AgentDefinition, AgentKind
+from sessions_api.domain.agents import LONGEST_DELAY_MS, AgentDefinition, AgentKind
 from sessions_api.domain.ids import AgentId, is_uuid
-from sessions_api.domain.sessions import OnBusy
+from sessions_api.domain.sessions import ON_BUSY
 from sessions_api.domain.timeouts import TimeoutChoice
 from sessions_api.wire.timeouts import ChoiceReader, TimeoutBounds
 
 KINDS: Final[tuple[str, ...]] = get_args(AgentKind)
-ON_BUSY: Final[tuple[str, ...]] = get_args(OnBusy)
 SESSION_NAMES: Final = {
     "SESSION_TIMEOUT_MINUTES": "timeoutMinutes",
     "SESSION_AUTO_RENEW": "autoRenew",
@@ -85,9 +84,7 @@ class DefinitionReader:
         self._choose(table, "kind", KINDS, where, needed=True)
         on_busy = self._choose(table, "onBusy", ON_BUSY, where)
         numbers = {key: self._number(table, key, where) for key in _NUMBERS}
-        config = table.get("config", {})
-        if not isinstance(config, dict):
-            self.problems.append(f"{where}.config: must be a table")
+        config = self._config(table.get("config", {}), f"{where}.config")
         session = self._session(table.get("session", {}), f"{where}.session")
         if len(self.problems) > before:
             return None
@@ -121,6 +118,17 @@ class DefinitionReader:
             f"{bad.field}={bad.provided!r}: {bad.reason}; allowed is {bad.allowed}" for bad in reader.errors
         ]
         return choice
+
+    def _config(self, table: Any, where: str) -> dict[str, Any]:
+        """What the kind of agent is told; an echo knows only ``delayMs``."""
+        if not isinstance(table, dict):
+            self.problems.append(f"{where}: must be a table")
+            return {}
+        self.problems += [f"{where}.{key}: unknown; allowed is delayMs" for key in table if key != "delayMs"]
+        delay = table.get("delayMs", 0)
+        if type(delay) not in (int, float) or not 0 <= delay <= LONGEST_DELAY_MS:
+            self.problems.append(f"{where}.delayMs: {delay!r}; allowed is 0..{LONGEST_DELAY_MS}")
+        return table
 
     def _choose(
         self, table: dict[str, Any], key: str, allowed: tuple[str, ...], where: str, *, needed: bool = False

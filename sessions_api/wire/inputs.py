@@ -81,6 +81,7 @@ class SendMessage(msgspec.Struct, rename="camel"):
         | None
     ) = UNSET
     on_busy: OnBusy | UnsetType | None = UNSET
+    role: Literal["user"] | UnsetType | None = UNSET
     timeout_ms: (
         Annotated[float, Meta(ge=1, le=300000, description="How long http and sse wait; 25,000.")]
         | UnsetType

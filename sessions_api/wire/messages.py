@@ -120,7 +120,6 @@ def _instant(ms: int) -> str | UnsetType:
 _encode = msgspec.json.Encoder().encode
 _body_decoder = msgspec.json.Decoder(MessageBody)
 _message_decoder = msgspec.json.Decoder(Message)
-NO_METADATA = msgspec.Raw(b"{}")
 
 
 def user_body(

@@ -154,20 +154,33 @@ class PostedReply:
         self._message_id = message_id
         self._cursor = cursor
         self._turn_id = turn_id
-        self._created_at = iso(cursor)
-        self._content = _encode(content)
-        self._author = _encode(session.user_id)
-        self._metadata = _encode(_merged(session, metadata))
-        raw = b'{"content":' + self._content
+        content_json = _encode(content)
+        author = _encode(session.user_id)
+        self._basic = b"".join(
+            (
+                b'{"id":"',
+                message_id.encode(),
+                b'","content":',
+                content_json,
+                b',"authorId":',
+                author,
+                b',"createdAt":"',
+                iso(cursor).encode(),
+                b'","metadata":',
+                _encode(_merged(session, metadata)),
+            )
+        )
+        """The members that the reference's version 1.6 had, without the closing brace."""
+        raw = b'{"content":' + content_json
         if attachments is not None:
             raw += b',"attachments":' + attachments
         self.user_message = b"".join(
             (
-                self._basic(),
+                self._basic,
                 b',"channel_id":"',
                 session.session_id.encode(),
                 b'","author_id":',
-                self._author,
+                author,
                 b',"created_at":%d,"source_type":"user","raw_message":' % cursor,
                 raw,
                 b'},"message_server_id":"',
@@ -178,23 +191,6 @@ class PostedReply:
         """The JSON of :class:`UserMessage`."""
         self._status = _encode(
             SessionStatus(iso(session.expires_ms), session.renewals, was_renewed, session.is_near_expiration)
-        )
-
-    def _basic(self) -> bytes:
-        """The members that the reference's version 1.6 had, without the closing brace."""
-        return b"".join(
-            (
-                b'{"id":"',
-                self._message_id.encode(),
-                b'","content":',
-                self._content,
-                b',"authorId":',
-                self._author,
-                b',"createdAt":"',
-                self._created_at.encode(),
-                b'","metadata":',
-                self._metadata,
-            )
         )
 
     def json(self, *, minimal: bool, answer: bytes | None = None) -> bytes:
@@ -208,7 +204,7 @@ class PostedReply:
             return b"{" + shared + position + b"}"
         return b"".join(
             (
-                self._basic(),
+                self._basic,
                 b',"success":true,',
                 shared,
                 position,

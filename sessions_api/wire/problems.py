@@ -91,8 +91,8 @@ def _limited(policy: str, quota: Callable[[Any], int]) -> Callable[[Any], list[t
     return headers
 
 
-def _shown(text: str) -> str:
-    """An id as the caller sent it, cut where no id goes on."""
+def abbreviated(text: str) -> str:
+    """What may be shown of a value that a caller sent: an id's length, not a payload."""
     return text if len(text) <= 64 else text[:64] + "…"
 
 
@@ -101,7 +101,12 @@ _RATE_LIMITED: Final = "Too many requests"
 
 TABLE: Final[dict[type[e.SessionsError], Row]] = {
     e.InvalidInput: Row(400, "Invalid input", str, _fields),
-    e.MalformedBody: Row(400, "Malformed body", lambda x: f"Malformed request body: {x.reason}"),
+    e.MalformedBody: Row(
+        400,
+        "Malformed body",
+        lambda x: f"Malformed request body: {x.reason}",
+        lambda x: {"errors": [{"field": "body", "reason": x.reason}]},
+    ),
     e.Unauthenticated: Row(
         401,
         "Authentication required",
@@ -127,17 +132,34 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
         415,
         "Unsupported media type",
         lambda x: f"Invalid or missing Content-Type header; send {' or '.join(x.allowed)}",
-        lambda x: {"provided": _shown(x.provided), "allowed": list(x.allowed)},
+        lambda x: {"provided": abbreviated(x.provided), "allowed": list(x.allowed)},
+    ),
+    e.MalformedRequest: Row(400, "Malformed request", lambda _: "The request is no valid HTTP"),
+    e.HeadTooLarge: Row(
+        431,
+        "Headers too large",
+        lambda x: f"Request line and headers exceed {x.limit_bytes} bytes",
+        lambda x: {"limitBytes": x.limit_bytes},
+    ),
+    e.RequestTooSlow: Row(
+        408,
+        "Request too slow",
+        lambda x: f"The request did not arrive whole within {x.within_s:g} s",
+        lambda x: {"withinSeconds": x.within_s},
     ),
     e.SessionNotFound: Row(
-        404, "Session not found", lambda x: f"Session with ID '{_shown(x.session_id)}' not found"
+        404, "Session not found", lambda x: f"Session with ID '{abbreviated(x.session_id)}' not found"
     ),
-    e.AgentNotFound: Row(404, "Agent not found", lambda x: f"Agent with ID '{_shown(x.agent_id)}' not found"),
-    e.TurnNotFound: Row(404, "Turn not found", lambda x: f"Turn with ID '{_shown(x.turn_id)}' not found"),
+    e.AgentNotFound: Row(
+        404, "Agent not found", lambda x: f"Agent with ID '{abbreviated(x.agent_id)}' not found"
+    ),
+    e.TurnNotFound: Row(
+        404, "Turn not found", lambda x: f"Turn with ID '{abbreviated(x.turn_id)}' not found"
+    ),
     e.SessionExpired: Row(
         410,
         "Session expired",
-        lambda x: f"Session '{_shown(x.session_id)}' expired at {iso(x.expires_ms)}",
+        lambda x: f"Session '{abbreviated(x.session_id)}' expired at {iso(x.expires_ms)}",
         lambda x: {
             "sessionId": x.session_id,
             "expiresAt": iso(x.expires_ms),
@@ -148,7 +170,7 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
     e.SessionBusy: Row(
         409,
         "Session busy",
-        lambda x: f"Session '{_shown(x.session_id)}' has a turn that is {x.state}",
+        lambda x: f"Session '{abbreviated(x.session_id)}' has a turn that is {x.state}",
         lambda x: {"activeTurn": {"turnId": x.turn_id, "state": x.state}},
     ),
     e.BacklogFull: Row(
@@ -175,7 +197,7 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
     e.MaxDurationReached: Row(
         422,
         "Renewal failed",
-        lambda x: f"Cannot renew session '{_shown(x.session_id)}': Maximum duration reached",
+        lambda x: f"Cannot renew session '{abbreviated(x.session_id)}': Maximum duration reached",
         lambda x: {
             "maxDuration": minutes(x.max_duration_ms),
             "createdAt": iso(x.created_ms),
@@ -186,7 +208,7 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
     e.ConfigChanged: Row(
         412,
         "Precondition failed",
-        lambda x: f"The configuration of session '{_shown(x.session_id)}' has changed",
+        lambda x: f"The configuration of session '{abbreviated(x.session_id)}' has changed",
         lambda x: {"current": f'"{x.current}"'},
         lambda x: [("ETag", f'"{x.current}"')],
     ),
@@ -198,13 +220,13 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
     e.TurnLost: Row(
         409,
         "Turn lost",
-        lambda x: f"Turn '{_shown(x.turn_id)}' belongs to another attempt, or has failed for good",
+        lambda x: f"Turn '{abbreviated(x.turn_id)}' belongs to another attempt, or has failed for good",
         lambda x: {"turnId": x.turn_id},
     ),
     e.DeltaGap: Row(
         409,
         "Gap in the answer",
-        lambda x: f"The next delta of turn '{_shown(x.turn_id)}' belongs at offset {x.expected}",
+        lambda x: f"The next delta of turn '{abbreviated(x.turn_id)}' belongs at offset {x.expected}",
         lambda x: {"turnId": x.turn_id, "expected": x.expected},
     ),
     e.AnswerTooLarge: Row(
@@ -216,7 +238,7 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
     e.AgentUnavailable: Row(
         503,
         "Agent unavailable",
-        lambda x: f"Agent '{_shown(x.agent_id)}' is not running",
+        lambda x: f"Agent '{abbreviated(x.agent_id)}' is not running",
         lambda x: {"agentId": x.agent_id},
         _retry_after,
     ),
@@ -279,7 +301,7 @@ def problem_of(
     for name, attribute in (("sessionId", "session_id"), ("turnId", "turn_id")):
         ours = getattr(error, attribute, None)
         if ours is not None and name in as_sent:
-            message = message.replace(f"'{_shown(ours)}'", f"'{_shown(as_sent[name])}'")
+            message = message.replace(f"'{abbreviated(ours)}'", f"'{abbreviated(as_sent[name])}'")
     if turn_id is not None:
         details = {"turnId": turn_id, **details}
     is_retryable = is_ours and isinstance(error, e.SessionsError) and error.retryable

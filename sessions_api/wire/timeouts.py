@@ -176,7 +176,7 @@ def _number(value: object) -> float | None:
     try:
         number = float(value)
     except OverflowError:  # an integer of 400 digits
-        return math.copysign(1e18, value)
+        return 1e18 if value > 0 else -1e18
     return min(max(number, -1e18), 1e18) if math.isfinite(number) else None
 
 

@@ -77,6 +77,19 @@ class TestTransports:
         turn = (await api.http.get(api.url(info, f"/turns/{body['turnId']}"))).json()
         assert (turn["state"], turn["answer"]) == ("completed", answer["message"]["cursor"])
 
+    async def test_who_takes_both_gets_json(self, api: Api) -> None:
+        """``Accept`` with JSON and event-stream asks for no stream; ``transport`` does."""
+        info = await api.create()
+
+        reply = await api.http.post(
+            api.url(info, "/messages"),
+            json={"content": "one two"},
+            headers={"accept": "application/json, text/event-stream"},
+        )
+
+        assert reply.status_code == 201
+        assert reply.headers["content-type"] == "application/json"
+
     async def test_sse_streams_the_answer(self, api: Api) -> None:
         info = await api.create()
 
@@ -181,6 +194,16 @@ class TestRefusals:
         assert error["message"] == message
         assert error["details"]["reason"] == message.partition(": ")[2]
         assert (await api.http.get(api.url(info))).json()["renewalCount"] == 0, "it renews nothing"
+
+    async def test_name_every_bad_field_at_once(self, api: Api) -> None:
+        """Also when one of them is refused before the session is looked for."""
+        bad = {"transport": 5, "content": 3, "metadata": 1, "attachments": 1, "onBusy": 1, "timeoutMs": "x"}
+        info = await api.create()
+
+        reply = await api.http.post(api.url(info, "/messages"), json=bad)
+
+        named = [fault["field"] for fault in error_of(reply, 400, "VALIDATION_ERROR")["details"]["errors"]]
+        assert named == list(bad)
 
     async def test_4000_utf16_units_fit(self, api: Api) -> None:
         info = await api.create()

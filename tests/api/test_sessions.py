@@ -83,6 +83,8 @@ class TestCreate:
         [
             ({"timeoutMinutes": 4.99}, "Timeout must be between 5 and 1440 minutes"),
             ({"timeoutMinutes": 1440.01}, "Timeout must be between 5 and 1440 minutes"),
+            ({"timeoutMinutes": 10**400}, "Timeout must be between 5 and 1440 minutes"),
+            ({"timeoutMinutes": -(10**400)}, "Timeout must be between 5 and 1440 minutes"),
             ({"timeoutMinutes": None}, "Invalid timeout configuration format"),
             ({"timeoutMinutes": "abc"}, "Invalid timeout configuration format"),
             ({"timeoutMinutes": "nan"}, "Invalid timeout configuration format"),

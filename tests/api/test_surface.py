@@ -161,7 +161,12 @@ class TestBodies:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -(10**400)])  # more than a float holds
+    | st.floats()
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
@@ -236,6 +241,24 @@ class TestService:
         assert (await api.http.get("/readyz")).json() == {"status": "ready"}
         assert (health["status"], health["activeSessions"], health["expiringSoon"]) == ("healthy", 1, 0)
         assert health["uptime"] >= 0
+
+    async def test_is_degraded_while_nothing_can_be_heard_live(self, api: Api, server: TestServer) -> None:
+        """Requests are served, followers hear everything late."""
+
+        async def is_told(status: str) -> bool:
+            reply = await api.http.get(BASE + "/health")
+            return (reply.status_code, reply.json()["status"]) == (200, status)
+
+        await eventually(lambda: is_told("healthy"))
+        server.call("ACL", "SETUSER", "default", "-subscribe", "-ssubscribe")
+        try:
+            server.call("CLIENT", "KILL", "TYPE", "pubsub")
+
+            await eventually(lambda: is_told("degraded"))
+            await api.create()
+        finally:
+            server.call("ACL", "SETUSER", "default", "+@all")
+        await eventually(lambda: is_told("healthy"), within_s=20)
 
     async def test_draining_fails_readiness_and_refuses_work(self, api: Api) -> None:
         info = await api.create()

@@ -42,6 +42,7 @@ class TestRefusals:
         "name, value, allowed",
         [
             ("PORT", "65536", "0..65535"),
+            ("SESSIONS_METRICS_PORT", "-1", "0..65535"),
             ("PORT", "12abc", "0..65535"),
             ("SESSION_DEFAULT_TIMEOUT_MINUTES", "0", "1..10080"),
             ("SESSION_DEFAULT_TIMEOUT_MINUTES", "nan", "1..10080"),
@@ -55,6 +56,11 @@ class TestRefusals:
     )
     def test_names_the_variable_its_value_and_the_range(self, name: str, value: str, allowed: str) -> None:
         assert problems({name: value}) == [f"{name}={value!r}: allowed is {allowed}"]
+
+    def test_the_metrics_port_is_another_one(self) -> None:
+        """0 leaves /metrics on PORT; the same number twice could only mean a mistake."""
+        assert "allowed is another port" in problems({"SESSIONS_METRICS_PORT": "3000"})[0]
+        assert Settings.from_env({"SESSIONS_METRICS_PORT": "3001"}).sessions_metrics_port == 3001
 
     def test_lists_every_problem(self) -> None:
         assert len(problems({"PORT": "x", "LOG_LEVEL": "x", "SESSION_RETENTION_MINUTES": "x"})) == 3
@@ -135,6 +141,15 @@ class TestAgentsFile:
 
         for field in ("session.timeoutMinutes=4", "kind", "turnTimeoutMs", "session.colour"):
             assert f"agents[1].{field}" in text
+
+    @pytest.mark.parametrize("config", ["delayMs = 10001", "delayMs = true", 'delayMs = "5"', "delayMS = 5"])
+    def test_refuses_a_config_that_would_do_nothing(self, tmp_path: Path, config: str) -> None:
+        path = tmp_path / "agents.toml"
+        path.write_text(f"{AGENTS}[agents.config]\n{config}\n")
+
+        (problem,) = problems({"SESSIONS_AGENTS_FILE": str(path)})
+
+        assert f"agents[1].config.{config.partition(' ')[0]}: " in problem
 
     @pytest.mark.parametrize("text", ["nonsense", "agents = 3", "[[agents]]\nid = 1", "[other]\n"])
     def test_refuses_what_is_no_list_of_agents(self, tmp_path: Path, text: str) -> None:

@@ -142,7 +142,7 @@ async def test_a_text_that_nobody_ends_is_whole_in_the_end(server: RealServer) -
 
         for number in range(200):
             await answering.say(f"{number} ")
-        near.hub.subscriber._on_message = near.hub._on_message
+        near.hub.subscriber._on_message = near.hub._tails.on_message
         await answering.say("end")
         while not client.text.endswith("end"):
             client.take(await follower.next())

@@ -158,6 +158,16 @@ class TestFrames:
         assert errors["2"]["error"]["code"] == "VALIDATION_ERROR"
         assert errors["3"]["error"]["details"]["errors"][0]["field"] == "turnId"
 
+    async def test_an_unknown_type_is_refused_under_its_ref(self, scene: Scene, served: Served) -> None:
+        session = await scene.session()
+
+        async with Chat(served, session.session_id) as chat:
+            await chat.send(type="nonsense", ref="n")
+            error = (await chat.until(type="error"))[-1]
+
+            assert error["ref"] == "n"
+            assert await chat.closed() == 4400
+
     @pytest.mark.parametrize(
         "frame",
         ["{", "[]", '"x"', "{}", '{"type":"nonsense"}', '{"type":"ping","ref":[1]}', "[" * 3000, b"\xff\xfe"],

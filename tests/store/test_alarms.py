@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sessions_api.domain import timeouts
-from sessions_api.domain.ids import PARTITIONS, new_op_id, partition_of_session
+from sessions_api.domain.ids import new_op_id, partition_of_session
 from sessions_api.domain.sessions import ConfigChange, Session
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.domain.turns import ClaimedTurn
@@ -301,105 +301,3 @@ class TestExpiry:
                 assert last_ms < session.expires_ms
 
         assert error.value.expires_ms == session.expires_ms
-
-
-class TestDue:
-    async def test_names_what_is_due_oldest_first_and_what_comes_next(self, store: Store) -> None:
-        sessions = [await opened(store) for _ in range(4)]
-        partition = partition_of_session(sessions[0].session_id)
-        for number, session in enumerate(sessions[:3]):
-            await age(store, session.session_id, (26 + number) * MINUTE_MS)
-
-        due = await store.alarms.due(partition)
-        first = await store.alarms.due(partition, 1)
-
-        assert due.session_ids == [session.session_id for session in reversed(sessions[:3])]
-        assert first.session_ids == [sessions[2].session_id]
-        assert due.next_ms == sessions[3].expires_ms - CONFIG.warning_ms
-        assert due.now_ms >= sessions[3].now_ms
-        assert (await store.alarms.due((partition + 1) % PARTITIONS)).next_ms is None
-
-    async def test_an_alarm_that_fails_is_postponed_and_blocks_nobody(self, store: Store) -> None:
-        session = await opened(store)
-        partition = partition_of_session(session.session_id)
-        await age(store, session.session_id, CONFIG.timeout_ms)
-
-        await store.alarms.postpone(session.session_id, 60_000)
-        await store.alarms.postpone(new_session().session_id, 60_000)
-
-        due = await store.alarms.due(partition)
-        assert due.session_ids == []
-        assert due.next_ms is not None
-        assert near_one(due.next_ms - due.now_ms, 60_000)
-
-    async def test_gauges_count_the_partition(self, store: Store) -> None:
-        sessions = [await opened(store) for _ in range(3)]
-        await say(store, sessions[0].session_id)
-        await age(store, sessions[1].session_id, 26 * MINUTE_MS)
-        await store.alarms.ring(sessions[1].session_id)
-
-        gauges = await store.alarms.gauges(partition_of_session(sessions[0].session_id))
-
-        assert (gauges.live, gauges.near, gauges.due, gauges.ready) == (3, 1, 3, 1)
-
-
-class TestPrune:
-    @pytest.mark.parametrize("index", ["users", "agents", "near", "ready", "due"])
-    async def test_drops_ghosts_and_nothing_else(self, store: Store, server: TestServer, index: str) -> None:
-        sessions = [await opened(store) for _ in range(12)]
-        partition = partition_of_session(sessions[0].session_id)
-        for session in sessions:
-            await say(store, session.session_id)
-            await age(store, session.session_id, CONFIG.timeout_ms - MINUTE_MS)
-            await store.alarms.ring(session.session_id)
-        ghosts = sessions[::2]
-        for ghost in ghosts:
-            server.call("DEL", store.keyspace.of(ghost.session_id).session)
-
-        position: bytes | None = b""
-        batches = 0
-        while position is not None:
-            position = await store.alarms.prune(partition, index, position, 5)
-            batches += 1
-
-        members = server.call("ZRANGE", getattr(store.keyspace.partition(partition), index), 0, -1)
-        kept = {member[-36:].decode() for member in members}
-        assert kept == {session.session_id for session in sessions[1::2]}
-        assert batches >= 3
-
-
-class TestKeep:
-    async def test_a_partition_has_one_keeper(self, store: Store, server: TestServer) -> None:
-        replies = await asyncio.gather(*(store.alarms.keep(3, f"replica-{number}") for number in range(5)))
-
-        assert sorted(replies) == [False, False, False, False, True]
-        winner = f"replica-{replies.index(True)}"
-        assert await store.alarms.keep(3, winner)
-        assert await store.alarms.keep(4, "another")
-
-    async def test_it_is_given_back_by_its_keeper_only(self, store: Store) -> None:
-        await store.alarms.keep(3, "one")
-        await store.alarms.yield_(3, "two")
-        assert not await store.alarms.keep(3, "two")
-
-        await store.alarms.yield_(3, "one")
-
-        assert await store.alarms.keep(3, "two")
-
-    async def test_a_lease_ends_by_itself(self, store: Store, server: TestServer) -> None:
-        await store.alarms.keep(3, "dead", 50)
-        key = store.keyspace.partition(3).keeper
-        await until(lambda: not server.call("EXISTS", key))
-
-        assert await store.alarms.keep(3, "living")
-
-    async def test_replicas_know_of_each_other(self, store: Store) -> None:
-        assert await store.alarms.presence("b", 60_000) == ["b"]
-        assert await store.alarms.presence("a", 60_000) == ["a", "b"]
-        assert await store.alarms.presence("b", 0) == ["a"]
-
-    async def test_a_dead_replica_is_forgotten(self, store: Store) -> None:
-        await store.alarms.presence("dead", 1)
-        deadline = asyncio.get_running_loop().time() + 5
-        while await store.alarms.presence("living", 60_000) != ["living"]:
-            assert asyncio.get_running_loop().time() < deadline

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from sessions_api.errors import SettingsError, StorageFault, StorageFull, StorageUnavailable
-from sessions_api.store.connection import Endpoint, Redis, Script, counted_trips
+from sessions_api.store.address import Address
+from sessions_api.store.connection import Redis, Script, counted_trips
 from tests.support.faulty import COUNT, ECHO, proxied
 from tests.support.proxy import Proxy
 from tests.support.servers import RealServer, TestServer, free_port
@@ -282,7 +283,7 @@ class TestConnection:
 
     @one
     async def test_takes_no_more_than_it_can_wait_for(self, server: RealServer) -> None:
-        async with Redis(Endpoint(server.url), max_waiting=10) as redis:
+        async with Redis(Address(server.url), max_waiting=10) as redis:
             await redis.script(ECHO, ["key"], ["x"])
 
             results = await asyncio.gather(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sessions_api.errors import StorageUnavailable
-from sessions_api.store.connection import Endpoint, Redis
+from sessions_api.store.address import Address
+from sessions_api.store.connection import Redis
 from sessions_api.store.lifeline import Lifeline
 from sessions_api.store.lines import LOOKS, Line, LineLost, Stats
 from tests.support.faulty import COUNT, ECHO, proxied
@@ -59,7 +60,7 @@ class TestHungServer:
     @one
     async def test_is_given_its_full_time(self, server: TestServer) -> None:
         """Four looks see the reply outstanding and let it be, the fifth does not."""
-        async with Redis(Endpoint(server.url), deadline_ms=10_000_000, reply_timeout_s=1000) as redis:
+        async with Redis(Address(server.url), deadline_ms=10_000_000, reply_timeout_s=1000) as redis:
             line = redis._lifeline.line
             assert line is not None
             echo = line.send((b"ECHO", b"x"))
@@ -172,7 +173,7 @@ class TestStop:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 lines.append(Line(Stats(), reply_timeout_s=1))
-                await Endpoint(server.url).connect(lines[0])
+                await Address(server.url).connect(lines[0])
             return lines[0]
 
         lifeline = Lifeline(connect, name="stopped", stats=Stats())

@@ -113,7 +113,7 @@ class TestWrites:
         full.server.config_set("maxmemory", "0")
         appended = await say(full.store, full.idle, message_id=message_id, turn_id=turn_id, once=once())
 
-        assert (appended.replayed, appended.session.queued) == (False, 1)
+        assert (appended.is_repeat, appended.session.queued) == (False, 1)
 
     @pytest.mark.parametrize("how", ["extend", "retry", "final", "release", "empty"])
     async def test_a_turn_is_given_up_whole_or_not_at_all(self, full: Full, how: str) -> None:

@@ -121,7 +121,7 @@ class TestSubscribe:
         assert await redis.command("PUBLISH", "news", "x") == 1
 
     async def test_ends_with_the_subscriber(self, redis: Redis) -> None:
-        async with Proxy(redis.endpoint.url) as proxy, Redis.from_url(proxy.url) as behind:
+        async with Proxy(redis.address.url) as proxy, Redis.from_url(proxy.url) as behind:
             async with listening(behind) as ears:
                 await until(lambda: ears.subscriber.is_up)
                 proxy.freeze()

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sessions_api.store.connection import Endpoint, Redis, Script
+from sessions_api.store.address import Address
+from sessions_api.store.connection import Redis, Script
 from tests.support.proxy import Proxy
 from tests.support.servers import TestServer
 
@@ -19,6 +20,6 @@ COUNT = Script(
 
 @asynccontextmanager
 async def proxied(server: TestServer, **settings: Any) -> AsyncIterator[tuple[Proxy, Redis]]:
-    async with Proxy(server.url) as proxy, Redis(Endpoint(proxy.url), **settings) as redis:
+    async with Proxy(server.url) as proxy, Redis(Address(proxy.url), **settings) as redis:
         assert redis.is_up
         yield proxy, redis

@@ -119,6 +119,15 @@ class Scene:
             on_busy=on_busy,
         )
 
+    async def say_many(self, session_id: SessionId, count: int) -> None:
+        """*count* messages, the last of which says so; answered now and then, since a backlog is bounded."""
+        for number in range(count - 1):
+            await self.say(session_id, f"more {number}", on_busy="merge")
+            if number % 50 == 49:
+                answering = await self.claim(session_id)
+                await answering.complete("")
+        await self.say(session_id, "last", on_busy="merge")
+
     async def claim(self, session_id: SessionId, *, max_attempts: int = 3) -> Answering:
         claim = await self.store.turns.claim(
             session_id,

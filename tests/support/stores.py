@@ -22,7 +22,7 @@ from sessions_api.domain.ids import (
     new_session_id,
     new_turn_id,
 )
-from sessions_api.domain.messages import NewMessage
+from sessions_api.domain.messages import LogEntry, NewMessage
 from sessions_api.domain.sessions import NewSession, OnBusy, Session
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.domain.turns import ClaimedTurn
@@ -33,6 +33,7 @@ from sessions_api.store.sessions import Once
 from tests.support.servers import TestServer
 
 USER = UserId("11111111-1111-4111-8111-111111111111")
+OTHER_APP = AppName("other")
 AGENT = AgentId("aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa")
 MINUTE_MS = 60_000
 CONFIG = TimeoutConfig(30 * MINUTE_MS, True, 720 * MINUTE_MS, 5 * MINUTE_MS)
@@ -268,3 +269,14 @@ def listening(server: TestServer) -> Iterator[Ears]:
             yield ears
         finally:
             ears._pubsub.close()
+
+
+async def written(store: Store, session_id: SessionId) -> list[LogEntry]:
+    """The whole log, page by page."""
+    entries: list[LogEntry] = []
+    while True:
+        after = entries[-1].cursor if entries else 0
+        replay = await store.log.replay(session_id, app=None, after=after, limit=7)
+        entries += replay.entries
+        if replay.complete:
+            return entries

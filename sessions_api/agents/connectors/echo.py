@@ -6,12 +6,11 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 
-from sessions_api.domain.agents import AgentDefinition
+from sessions_api.domain.agents import LONGEST_DELAY_MS, AgentDefinition
 from sessions_api.domain.turns import ClaimedTurn
 from sessions_api.wire.messages import read_body
 
 _WORD = re.compile(r"\s*\S+\s*|\s+")
-LONGEST_DELAY_MS = 10_000
 
 
 class Echo:

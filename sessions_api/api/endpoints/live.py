@@ -6,6 +6,7 @@ from typing import Final
 
 from starlette.types import Receive, Send
 
+from sessions_api.api.frames import FrameOperations
 from sessions_api.api.paging import Query
 from sessions_api.api.replies import EMPTY, Header, Reply
 from sessions_api.api.requests import Request
@@ -46,7 +47,7 @@ async def converse(request: Request, send: Send) -> None:
         request.receive,
         send,
         hub=request.state.hub,
-        operations=request.state.operations,
+        operations=FrameOperations(request.state.operations, request.state.rules),
         session_id=request.session_id,
         caller=request.caller,
         after=start.after,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 from sessions_api.api.bodies import SendBody, read_message
@@ -10,8 +9,7 @@ from sessions_api.api.idempotency import read_key
 from sessions_api.api.paging import Query
 from sessions_api.api.poststream import PostStream
 from sessions_api.api.replies import REPLAYED, Header, Reply
-from sessions_api.api.requests import ClientGone, Request
-from sessions_api.live.outcomes import Outcome
+from sessions_api.api.requests import Request, unless_gone
 from sessions_api.wire.messages import history_json
 
 DEFAULT_PAGE: Final = 50
@@ -36,15 +34,18 @@ async def send(request: Request) -> Reply | PostStream:
 
 
 async def _send_and_wait(request: Request, message: SendBody, key: str | None) -> Reply:
-    """The reply has the answer, or is the error of the turn that brought none."""
+    """The reply has the answer, or is the error of the turn that brought none.
+
+    A client that leaves stops the waiting, never the turn.
+    """
     session_id = request.session_id
     async with request.state.hub.watch(session_id) as watch:
         accepted = await request.state.operations.accept(session_id, request.caller, message, key)
         request.turn_id = accepted.turn_id
-        waiting = asyncio.ensure_future(
-            watch.outcome(accepted.turn_id, timeout_ms=message.wait_ms, is_repeat=accepted.is_repeat)
+        outcome = await unless_gone(
+            request.receive,
+            watch.outcome(accepted.turn_id, timeout_ms=message.wait_ms, is_repeat=accepted.is_repeat),
         )
-        outcome = await _unless_gone(request, waiting)
     if outcome.error is not None:
         request.turn_id = outcome.turn_id
         raise outcome.error
@@ -57,26 +58,6 @@ async def _send_and_wait(request: Request, message: SendBody, key: str | None) -
         )
     body = accepted.reply.json(minimal=request.prefers_minimal, answer=answer)
     return Reply(201, body, (REPLAYED,) if accepted.is_repeat else ())
-
-
-async def _unless_gone(request: Request, waiting: asyncio.Future[Outcome]) -> Outcome:
-    """The outcome; a client that leaves stops the waiting, never the turn."""
-    leaving = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise ClientGone
-        return waiting.result()
-    finally:
-        waiting.cancel()
-        leaving.cancel()
-        await asyncio.wait((waiting, leaving))
-
-
-async def _left(request: Request) -> None:
-    """The body has been read: the next thing a client can do is to leave."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def history(request: Request) -> Reply:

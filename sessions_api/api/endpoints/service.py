@@ -13,7 +13,7 @@ from sessions_api.api import openapi
 from sessions_api.api.replies import Header, Reply, reply
 from sessions_api.api.requests import Request
 from sessions_api.api.state import Rules
-from sessions_api.errors import Draining, RouteNotFound, StorageError, StorageUnavailable
+from sessions_api.errors import RouteNotFound, StorageError, StorageUnavailable
 from sessions_api.telemetry import metrics
 from sessions_api.wire.instants import iso_now
 from sessions_api.wire.service import Alive, Ready
@@ -54,10 +54,7 @@ async def livez(request: Request) -> Reply:  # noqa: ARG001  every endpoint take
 async def readyz(request: Request) -> Reply:
     """This replica can serve: Redis answers, and it is not shutting down."""
     state = request.state
-    if state.is_draining:
-        raise Draining
-    if not state.is_open:
-        raise StorageUnavailable("not opened yet")
+    state.check_serves()
     await state.store.redis.ping()
     return reply(Ready("ready"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, get_args
+from typing import Final
 
 import msgspec
 from msgspec import UNSET
@@ -16,7 +16,7 @@ from sessions_api.api.requests import MERGE_PATCH, Request
 from sessions_api.domain import timeouts
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import AgentId, AppName, SessionId, UserId, new_op_id, new_session_id
-from sessions_api.domain.sessions import ConfigChange, NewSession, Session, Stage
+from sessions_api.domain.sessions import STAGES, ConfigChange, NewSession, Session
 from sessions_api.domain.timeouts import TimeoutChoice
 from sessions_api.errors import ConfigChanged, FieldError, InvalidInput
 from sessions_api.store.sessions import Once
@@ -25,15 +25,14 @@ from sessions_api.wire.sessions import Deleted, SessionInfo, SessionList, Sessio
 
 BASE: Final = "/api/messaging/sessions"
 MAX_PAGE: Final = 1_000
-STAGES: Final[tuple[str, ...]] = get_args(Stage)
 _PATCHABLE: Final = {
     "timeoutMinutes": "timeout_ms",
     "autoRenew": "auto_renew",
     "maxDurationMinutes": "max_duration_ms",
     "warningThresholdMinutes": "warning_ms",
 }
-_ETAG: Final = re.compile(r'(W/)?"([^"]*)"')
-_ETAGS: Final = re.compile(r'(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*')
+_ETAG: Final = re.compile(r'(W/)?"([!#-~]*)"')
+_ETAGS: Final = re.compile(r'(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*')
 _encode = msgspec.json.Encoder().encode
 
 
@@ -61,13 +60,13 @@ async def create(request: Request) -> Reply:
         on_busy=body.on_busy or agent.on_busy or state.rules.on_busy,
         retention_ms=state.rules.retention_ms,
     )
-    session, replayed = await state.store.sessions.create(
+    session, is_repeat = await state.store.sessions.create(
         new,
         once=_once_of_user(key, request.caller.app, user_id, new, body.choice),
         max_open=state.rules.max_open_per_user,
     )
     headers: tuple[Header, ...] = ((b"location", f"{BASE}/{session.session_id}".encode()),)
-    if replayed:
+    if is_repeat:
         headers = (*headers, REPLAYED)
     else:
         metrics.CREATED.of(metrics.agent(agent.agent_id)).inc()
@@ -93,14 +92,14 @@ async def renew(request: Request) -> Reply:
     """Restart the idle clock by hand."""
     await request.body()
     key = read_key(request.headers.get(b"idempotency-key"))
-    session, replayed = await request.state.operations.renewed(request.session_id, request.caller, key)
-    return session_reply(session, headers=(REPLAYED,) if replayed else ())
+    session, is_repeat = await request.state.operations.renew(request.session_id, request.caller, key)
+    return session_reply(session, headers=(REPLAYED,) if is_repeat else ())
 
 
 async def heartbeat(request: Request) -> Reply:
     """The user is there: last activity moves, and the deadline if the session renews itself."""
     await request.body()
-    session, renewed = await request.state.operations.beaten(request.session_id, request.caller)
+    session, renewed = await request.state.operations.heartbeat(request.session_id, request.caller)
     return session_reply(session, renewed=renewed)
 
 

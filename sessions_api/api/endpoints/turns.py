@@ -20,7 +20,5 @@ async def read(request: Request) -> Reply:
 async def cancel(request: Request) -> Reply:
     """Stop a turn; what was said so far stays. One that has ended is left as it is."""
     await request.body()
-    info = await request.state.operations.cancelled(
-        request.session_id, request.caller, request.params["turnId"]
-    )
+    info = await request.state.operations.cancel(request.session_id, request.caller, request.params["turnId"])
     return reply(info)

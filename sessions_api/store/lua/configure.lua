@@ -49,8 +49,8 @@ if end_ms() <= now then return {'past', sid, int(end_ms())} end
 unwarn()
 remember(op, 'ok')
 if moved then fact('session.renewed', int(deadline) .. ' ' .. int(s.renewals) .. ' config') end
-fact('session.updated')
 warn()
+fact('session.updated') -- the last: who hears it reads the session, and takes earlier facts as known
 arm(true)
 save()
 keep()

@@ -1,0 +1,48 @@
+"""What a WebSocket's frames ask for, answered with the bodies and rules of HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sessions_api.api.bodies import read_message
+from sessions_api.api.idempotency import checked_key
+from sessions_api.api.operations import Operations
+from sessions_api.api.state import Rules
+from sessions_api.domain.ids import SessionId
+from sessions_api.live.operations import Answer, Caller
+from sessions_api.wire.sessions import session_json
+
+_encode = msgspec.json.Encoder().encode
+
+
+class FrameOperations:
+    """:class:`~sessions_api.live.operations.Operations`, by the operations that HTTP has."""
+
+    def __init__(self, operations: Operations, rules: Rules) -> None:
+        self._operations = operations
+        self._rules = rules
+
+    async def send(
+        self, session_id: SessionId, caller: Caller, body: dict[str, Any], idempotency_key: str | None
+    ) -> Answer:
+        message = read_message(body, max_chars=self._rules.max_content_chars)
+        key = _checked(idempotency_key)
+        accepted = await self._operations.accept(session_id, caller, message, key)
+        return Answer(201, accepted.reply.json(minimal=False))
+
+    async def heartbeat(self, session_id: SessionId, caller: Caller) -> Answer:
+        session, renewed = await self._operations.heartbeat(session_id, caller)
+        return Answer(200, session_json(session, renewed=renewed))
+
+    async def renew(self, session_id: SessionId, caller: Caller, idempotency_key: str | None) -> Answer:
+        session, _ = await self._operations.renew(session_id, caller, _checked(idempotency_key))
+        return Answer(200, session_json(session))
+
+    async def cancel(self, session_id: SessionId, caller: Caller, turn_id: str) -> Answer:
+        return Answer(200, _encode(await self._operations.cancel(session_id, caller, turn_id)))
+
+
+def _checked(key: str | None) -> str | None:
+    return None if key is None else checked_key(key)

@@ -1,0 +1,82 @@
+"""The text of one turn's answer, as its poster was told it so far.
+
+What comes is told once and in order, whatever is heard twice, late or not at
+all; where a piece is missing, :meth:`Spoken.hear` says so, and the draft is read.
+"""
+
+from __future__ import annotations
+
+from sessions_api.domain.ids import MessageId, TurnId
+from sessions_api.domain.messages import LogEntry, utf16_units
+from sessions_api.domain.turns import Draft, Turn
+from sessions_api.live.events import Event
+from sessions_api.live.outcomes import Chunk, Restart
+from sessions_api.wire.messages import read_body
+
+
+class Spoken:
+    """The pieces of the current attempt; each method returns what is new to the poster."""
+
+    def __init__(self) -> None:
+        self._message_id = MessageId("")
+        self._pieces: list[str] = []
+        self._units = 0
+
+    def hear(self, event: Event) -> list[Chunk | Restart] | None:
+        """What a ``turn.started`` or ``turn.delta`` adds; None if something before it was missed."""
+        turn_id, message_id = TurnId(event.turn_id), MessageId(event.message_id)
+        if event.type == "turn.started":
+            return self._begin(turn_id, message_id, event.attempt)
+        if message_id != self._message_id:
+            if self._message_id or event.offset:
+                return None
+            self._message_id = message_id
+        if event.offset != self._units:
+            return None if event.offset + event.units > self._units else []
+        return [self._say(turn_id, event.text.decode(errors="replace"))]
+
+    def misses(self, turn: Turn) -> bool:
+        """Whether the *turn*'s draft has text that was not told."""
+        return turn.state == "running" and (turn.message_id != self._message_id or turn.units > self._units)
+
+    def catch_up(self, draft: Draft) -> list[Chunk | Restart]:
+        """What *draft* has beyond what was told."""
+        parts = self._begin(draft.turn_id, draft.message_id, draft.attempt)
+        if draft.units > self._units:
+            parts.append(self._say(draft.turn_id, _after(draft.text, self._units)))
+        return parts
+
+    def finish(self, turn_id: TurnId, answer: LogEntry) -> list[Chunk | Restart]:
+        """What of the *answer* was not told yet, so that the chunks are the answer."""
+        body = read_body(answer.body)
+        told = "".join(self._pieces)
+        parts: list[Chunk | Restart] = []
+        if self._message_id and body.id != self._message_id and told:
+            parts += self._begin(turn_id, MessageId(body.id), 0)
+            told = ""
+        self._message_id = MessageId(body.id)
+        if body.content != told and body.content.startswith(told):
+            parts.append(self._say(turn_id, body.content[len(told) :]))
+        return parts
+
+    def _begin(self, turn_id: TurnId, message_id: MessageId, attempt: int) -> list[Chunk | Restart]:
+        if message_id == self._message_id:
+            return []
+        is_another = bool(self._message_id) or attempt > 1
+        self._message_id = message_id
+        self._pieces.clear()
+        self._units = 0
+        return [Restart(turn_id, message_id, attempt)] if is_another else []
+
+    def _say(self, turn_id: TurnId, text: str) -> Chunk:
+        chunk = Chunk(turn_id, self._message_id, text, len(self._pieces), self._units)
+        self._pieces.append(text)
+        self._units += utf16_units(text)
+        return chunk
+
+
+def _after(text: str, units: int) -> str:
+    """*text* from UTF-16 unit *units* on."""
+    if text.isascii():
+        return text[units:]
+    return text.encode("utf-16-le", "surrogatepass")[2 * units :].decode("utf-16-le", "replace")

@@ -1,0 +1,170 @@
+"""Whatever publish is lost, its followers notice and catch up."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sessions_api.domain.ids import LOCAL_APP
+from sessions_api.live.closing import GONE, OVER
+from tests.support.proxy import Proxy
+from tests.support.scene import Scene, contents, data, types
+from tests.support.servers import RealServer
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.servers("valkey")
+SOON = (0.2, 0.4)
+
+
+class TestLostPublish:
+    """What happens when Redis did what it was asked and the subscriber never heard of it."""
+
+    async def test_of_an_entry_is_noticed_by_the_next(self, scene: Scene) -> None:
+        session = await scene.session()
+        follower = await scene.follow(session.session_id)
+        await follower.next()
+
+        async with Deafened(scene):
+            await scene.say(session.session_id, "lost")
+        await scene.say(session.session_id, "heard")
+        events = await follower.until(lambda event: contents([event]) == ["heard"])
+
+        assert contents(events) == ["lost", "heard"]
+        follower.close()
+
+    async def test_of_a_delta_is_noticed_by_the_next(self, scene: Scene) -> None:
+        session = await scene.session()
+        await scene.say(session.session_id, "go")
+        answering = await scene.claim(session.session_id)
+        follower = await scene.follow(session.session_id)
+        await answering.say("one ")
+        await follower.until("turn.delta")
+
+        async with Deafened(scene):
+            await answering.say("two ")
+        await answering.say("three ")
+        snapshot = (await follower.until("session.snapshot"))[-1]
+        await answering.say("four")
+        delta = (await follower.until("turn.delta"))[-1]
+
+        assert data(snapshot)["turn"]["text"] == "one two three "
+        assert snapshot.id == ""
+        assert data(delta)["text"] == "four"
+        follower.close()
+
+    async def test_of_a_fact_is_noticed_by_the_next(self, scene: Scene) -> None:
+        session = await scene.session()
+        follower = await scene.follow(session.session_id)
+        await follower.next()
+
+        async with Deafened(scene):
+            await scene.configure(session.session_id, timeout_ms=20 * 60_000)
+        await scene.configure(session.session_id, timeout_ms=10 * 60_000)
+        events = await follower.until("session.snapshot")
+
+        assert data(events[-1])["timeoutConfig"]["timeoutMinutes"] == 10
+        follower.close()
+
+    async def test_of_the_last_event_is_found_by_comparing_positions(self, server: RealServer) -> None:
+        async with Scene(server.url, check_s=SOON) as scene:
+            session = await scene.session()
+            follower = await scene.follow(session.session_id)
+            await follower.next()
+
+            async with Deafened(scene):
+                await scene.say(session.session_id, "lost")
+            events = await follower.until("message.created")
+
+            assert contents(events) == ["lost"]
+            follower.close()
+
+    async def test_of_a_delete_is_found_by_comparing_positions(self, server: RealServer) -> None:
+        async with Scene(server.url, check_s=SOON) as scene:
+            session = await scene.session()
+            follower = await scene.follow(session.session_id)
+
+            async with Deafened(scene):
+                await scene.store.sessions.end(session.session_id, app=LOCAL_APP)
+            events = await follower.until(lambda event: event.closing is not None)
+
+            assert types(events)[-2:] == ["session.ended", "closing"]
+            assert events[-1].closing == GONE
+
+    async def test_of_the_end_is_found_within_a_second(self, scene: Scene) -> None:
+        """No keeper runs here, so nobody else even looks."""
+        session = await scene.session(timeout_ms=700)
+        await scene.say(session.session_id, "never answered")
+        follower = await scene.follow(session.session_id)
+
+        async with Deafened(scene):
+            events = await follower.until(lambda event: event.closing is not None)
+
+        assert types(events)[-3:] == ["turn.failed", "session.expired", "closing"]
+        assert events[-1].closing == OVER
+
+    async def test_a_killed_connection_loses_nothing(self, server: RealServer) -> None:
+        async with Proxy(server.url) as proxy, Scene(proxy.url) as near, Scene(server.url) as far:
+            session = await far.session()
+            follower = await near.follow(session.session_id)
+            await follower.next()
+
+            for number in range(30):
+                await far.say(session.session_id, str(number), on_busy="merge")
+                if number % 10 == 5:
+                    proxy.cut()
+            events = await follower.until(lambda event: contents([event]) == ["29"])
+
+            assert contents(events) == [str(number) for number in range(30)]
+            assert near.hub.subscriber.stats.losses >= 1
+            follower.close()
+
+    async def test_redis_away_and_back(self, scene: Scene, server: RealServer) -> None:
+        session = await scene.session()
+        follower = await scene.follow(session.session_id)
+        await scene.say(session.session_id, "before")
+        await follower.until("message.created")
+
+        server.restart()
+        await until(lambda: scene.redis.is_up)
+        await scene.say(session.session_id, "after")
+        events = await follower.until("message.created")
+
+        assert contents(events) == ["after"]
+        follower.close()
+
+
+class Deafened:
+    """Within it the hub's subscriber hears nothing, as if every publish were lost on the way."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._subscriber = scene.hub.subscriber
+        self._on_message = self._subscriber._on_message
+        self._redis = scene.redis
+
+    async def __aenter__(self) -> None:
+        await self._settle()
+        self._subscriber._on_message = lambda _channel, _payload: None
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._settle()
+        self._subscriber._on_message = self._on_message
+
+    async def _settle(self) -> None:
+        """Return when everything published so far has arrived: a marker that is published now has."""
+        arrived = asyncio.Event()
+        channel, on_message = b"test:marker", self._subscriber._on_message
+        await self._subscriber.subscribe(channel)
+
+        def listen(heard: bytes, payload: bytes) -> None:
+            if heard == channel:
+                arrived.set()
+            else:
+                on_message(heard, payload)
+
+        self._subscriber._on_message = listen
+        await self._redis.command(b"PUBLISH", channel, b"")
+        async with asyncio.timeout(5):
+            await arrived.wait()
+        self._subscriber._on_message = on_message
+        self._subscriber.unsubscribe(channel)

@@ -1,0 +1,273 @@
+"""How a turn ends, and what that does to its session and its log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from sessions_api.domain.ids import LOCAL_APP, SessionId, TurnId
+from sessions_api.errors import TurnNotFound
+from sessions_api.store import Store
+from tests.support.stores import AGENT, Ears, age, claimed, complete, opened, say
+from tests.support.turns import FIRST_LEASE_MS, LEASE_MS, act, kinds, lapsed, reclaimed, started, turn_of
+
+
+class TestComplete:
+    async def test_the_answer_enters_the_log_and_the_idle_clock_restarts(
+        self, store: Store, ears: Ears
+    ) -> None:
+        taken = await started(store)
+        sid, turn_id = SessionId(taken.session_id), taken.turn.turn_id
+        ears.heard()
+
+        await complete(store, taken, "42")
+
+        answer = await store.turns.answer(sid, turn_id, app=LOCAL_APP)
+        assert answer is not None
+        assert (answer.status, answer.turn_id, json.loads(answer.body)["content"]) == (
+            "complete",
+            turn_id,
+            "42",
+        )
+        session = await store.sessions.read(sid, app=None)
+        assert (session.turn_id, session.held_until_ms) == (None, 0)
+        assert (await turn_of(store, taken)).answer == answer.cursor == session.cursor
+        heard = ears.types()
+        assert heard[:2] == ["message.created", "turn.completed"]
+
+    async def test_an_empty_answer_stores_nothing(self, store: Store) -> None:
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+
+        await store.turns.complete(sid, turn.turn_id, fence=turn.fence, body=None)
+
+        assert await kinds(store, sid) == ["message"]
+        assert await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP) is None
+        assert (await turn_of(store, taken)).state == "completed"
+
+    async def test_the_next_turn_is_ready_in_the_same_step(self, store: Store, ears: Ears) -> None:
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        await say(store, sid)
+        assert await store.turns.next_ready(AGENT) == []
+        ears.heard()
+
+        await complete(store, taken)
+
+        assert await store.turns.next_ready(AGENT) == [sid]
+        assert ("wake", f"sa:wake:{{{AGENT}}}", sid.encode()) in ears.heard()
+
+    async def test_an_answer_is_found_by_its_turn_also_when_the_record_is_gone(self, store: Store) -> None:
+        """The last fifty turns that ended keep their record; the log keeps their answers."""
+        session = await opened(store)
+        first = await say(store, session.session_id)
+        await complete(store, await claimed(store, session.session_id), "first")
+        for _ in range(50):
+            await say(store, session.session_id)
+            await complete(store, await claimed(store, session.session_id))
+
+        with pytest.raises(TurnNotFound):
+            await store.turns.read(session.session_id, first.turn_id, app=LOCAL_APP)
+        answer = await store.turns.answer(
+            session.session_id, first.turn_id, app=LOCAL_APP, after=first.cursor
+        )
+
+        assert answer is not None
+        assert json.loads(answer.body)["content"] == "first"
+
+    async def test_cancel_and_complete_race_and_the_first_wins(self, store: Store) -> None:
+        for number in range(6):
+            taken = await started(store)
+            sid, turn_id = SessionId(taken.session_id), taken.turn.turn_id
+            calls = [complete(store, taken), store.turns.cancel(sid, turn_id, app=LOCAL_APP)]
+
+            replies = await asyncio.gather(*(calls if number % 2 else reversed(calls)))
+
+            turn = await turn_of(store, taken)
+            cancelled = next(reply for reply in replies if isinstance(reply, bool))
+            assert turn.state == ("cancelled" if cancelled else "completed")
+            assert await kinds(store, sid) == ["message", "turn.cancelled" if cancelled else "complete"]
+
+
+class TestFail:
+    async def test_attempts_follow_after_a_pause_until_they_run_out(self, store: Store, ears: Ears) -> None:
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        for attempt, pause_ms in ((1, 1_000), (2, 5_000)):
+            assert taken.turn.attempt == attempt
+            await act(store, "retry", taken)
+            turn = await turn_of(store, taken)
+            assert turn.state == "queued"
+            with pytest.raises(AssertionError):
+                await claimed(store, sid)
+            assert await store.turns.next_ready(AGENT) == []
+
+            await age(store, sid, pause_ms - 900)
+            await store.alarms.ring(sid)
+            assert await store.turns.next_ready(AGENT) == []
+
+            taken = await reclaimed(store, taken, 900)
+
+        await act(store, "retry", taken)
+
+        turn = await turn_of(store, taken)
+        assert (turn.state, turn.attempt) == ("failed", 3)
+        assert await kinds(store, sid) == ["message", "turn.failed"]
+        failed = (await store.log.replay(sid, app=None, after=0)).entries[-1]
+        assert json.loads(failed.body) == {"code": "BROKEN", "message": "It broke", "attempts": 3}
+        assert failed.turn_id == turn.turn_id
+
+    async def test_cancelling_a_turn_behind_it_does_not_shorten_its_pause(self, store: Store) -> None:
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        behind = await say(store, sid)
+        await act(store, "retry", taken)
+
+        await store.turns.cancel(sid, behind.turn_id, app=LOCAL_APP)
+
+        with pytest.raises(AssertionError):
+            await claimed(store, sid)
+        assert (await reclaimed(store, taken)).turn.attempt == 2
+
+    async def test_a_lapsed_lease_counts_as_an_attempt(self, store: Store) -> None:
+        taken = await started(store)
+        for attempt in (1, 2):
+            assert taken.turn.attempt == attempt
+            await lapsed(store, taken)
+            taken = await reclaimed(store, taken, 5_000)
+
+        await age(store, SessionId(taken.session_id), FIRST_LEASE_MS)
+        await store.alarms.ring(SessionId(taken.session_id))
+
+        turn = await turn_of(store, taken)
+        assert turn.state == "failed"
+        assert turn.error is not None
+        assert turn.error.code == "AGENT_TIMEOUT"
+
+    async def test_a_turn_handed_back_counts_no_attempt_and_is_ready_at_once(self, store: Store) -> None:
+        taken = await started(store)
+        for _ in range(4):
+            await act(store, "release", taken)
+
+            taken = await claimed(store, SessionId(taken.session_id))
+
+            assert taken.turn.attempt == 1
+
+    async def test_no_extension_reaches_beyond_the_attempts_deadline(self, store: Store) -> None:
+        session = await opened(store)
+        await say(store, session.session_id)
+        taken = await claimed(store, session.session_id, turn_ms=12_000)
+        await act(store, "extend", taken)
+        held = await store.sessions.read(session.session_id, app=None)
+        assert held.held_until_ms == taken.turn.deadline_ms
+
+        await age(store, session.session_id, 12_000)
+        assert (await store.alarms.ring(session.session_id)).outcome == "lapsed"
+        await act(store, "extend", taken)  # its own still, but no longer running
+
+        assert (await turn_of(store, taken)).state == "queued"
+        assert (await store.sessions.read(session.session_id, app=None)).held_until_ms == 0
+
+    async def test_the_failed_turn_makes_way_for_the_next(self, store: Store) -> None:
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        await say(store, sid)
+
+        await act(store, "final", taken)
+
+        assert await store.turns.next_ready(AGENT) == [sid]
+        assert (await claimed(store, sid)).turn.attempt == 1
+
+
+class TestCancel:
+    async def test_keeps_what_was_said_so_far(self, store: Store, ears: Ears) -> None:
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+        text = 'Half "an\\ ans\n\x01wer/ 😀'
+        await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text=text, offset=0)
+        ears.heard()
+
+        cancelled = await store.turns.cancel(sid, turn.turn_id, app=LOCAL_APP)
+
+        assert (cancelled.state, cancelled.by) == ("cancelled", "user")
+        answer = await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP)
+        assert answer is not None
+        body = json.loads(answer.body)
+        assert (body["content"], body["id"], body["authorId"]) == (text, turn.message_id, AGENT)
+        assert (answer.status, answer.cursor) == ("cancelled", cancelled.answer)
+        assert ears.types()[:2] == ["message.created", "turn.cancelled"]
+        assert (await store.sessions.read(sid, app=None)).stage == "active"
+
+    async def test_without_text_only_the_cancellation_is_logged(self, store: Store) -> None:
+        session = await opened(store)
+        queued = await say(store, session.session_id)
+
+        await store.turns.cancel(session.session_id, queued.turn_id, app=LOCAL_APP)
+
+        assert await kinds(store, session.session_id) == ["message", "turn.cancelled"]
+        assert await store.turns.next_ready(AGENT) == []
+        assert (await store.sessions.read(session.session_id, app=None)).queued == 0
+
+    async def test_repeated_it_is_returned_as_it_is(self, store: Store) -> None:
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        first = await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+
+        again = await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+
+        assert again == first
+        assert await kinds(store, sid) == ["message", "turn.cancelled"]
+
+    async def test_a_turn_that_ended_otherwise_is_returned_as_it_is(self, store: Store) -> None:
+        taken = await started(store)
+        await complete(store, taken)
+
+        turn = await store.turns.cancel(SessionId(taken.session_id), taken.turn.turn_id, app=LOCAL_APP)
+
+        assert turn.state == "completed"
+
+    async def test_a_queued_turn_leaves_the_running_one_alone(self, store: Store) -> None:
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        behind = await say(store, sid)
+
+        await store.turns.cancel(sid, behind.turn_id, app=LOCAL_APP)
+
+        session = await store.sessions.read(sid, app=None)
+        assert (session.turn_id, session.turn_state, session.queued) == (taken.turn.turn_id, "running", 0)
+        assert await complete(store, taken) is False
+        assert (await store.sessions.read(sid, app=None)).turn_id is None
+
+    @pytest.mark.parametrize("is_lapsed", [False, True])
+    async def test_a_queued_turn_leaves_the_running_ones_text_alone(
+        self, store: Store, is_lapsed: bool
+    ) -> None:
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+        behind = await say(store, sid)
+        await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text="so", offset=0)
+        if is_lapsed:
+            await age(store, sid, LEASE_MS)
+            await store.alarms.ring(sid)
+
+        await store.turns.cancel(sid, behind.turn_id, app=LOCAL_APP)
+        await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text=" far", offset=2)
+
+        draft = (await store.log.replay(sid, app=None, after=None)).draft
+        assert draft is not None
+        assert draft.text == "so far"
+
+    @pytest.mark.parametrize("turn_id", ["queue", "ended", "0"])
+    async def test_only_turns_are_turns(self, store: Store, turn_id: str) -> None:
+        """The hash of turns has two fields that are none."""
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        await complete(store, taken)
+        await say(store, sid)
+
+        with pytest.raises(TurnNotFound):
+            await store.turns.cancel(sid, TurnId(turn_id), app=LOCAL_APP)
+        with pytest.raises(TurnNotFound):
+            await store.turns.read(sid, TurnId(turn_id), app=LOCAL_APP)
