@@ -92,7 +92,7 @@ class Operations:
         )
 
     async def heartbeat(self, session_id: SessionId, caller: Caller) -> tuple[Session, bool]:
-        """The user is there; True beside it if the deadline moved."""
+        """The user is there; True beside it if that renewed the session."""
         return await self._store.sessions.heartbeat(session_id, app=caller.app, op=new_op_id())
 
     async def cancel(self, session_id: SessionId, caller: Caller, turn_id: str) -> TurnInfo:

@@ -156,7 +156,7 @@ class Sessions:
     async def heartbeat(
         self, session_id: SessionId, *, app: AppName | None, op: OpId
     ) -> tuple[Session, bool]:
-        """The user is there; True beside it if the deadline moved.
+        """The user is there; True beside it if that renewed the session.
 
         Raises:
             SessionNotFound, SessionExpired

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.contract.test_creating import OURS, SHARED, ms
-from tests.support.client import INSTANT, Api, problem, some_id
+from tests.support.client import INSTANT, Api, eventually, problem, some_id
 
 NOWHERE = "00000000-0000-4000-8000-00000000dead"
 EVERYWHERE = [
@@ -16,6 +16,11 @@ EVERYWHERE = [
     ("POST", f"/turns/{NOWHERE}/cancel"),
 ]  # fmt: skip
 BODIES: dict[str, Any] = {"/timeout": {"timeoutMinutes": 20}, "/messages": {"content": "hello"}}
+
+
+def now_of(session: dict[str, Any]) -> float:
+    """The service's clock when it said *session*."""
+    return ms(session["expiresAt"]) - session["timeRemaining"]
 
 
 def body_of(method: str, path: str) -> Any:
@@ -135,6 +140,7 @@ class TestRenew:
 class TestHeartbeat:
     def test_renews_with_auto_renew(self, api: Api) -> None:
         created = api.create()
+        eventually(lambda: now_of(api.get(created["sessionId"])) > ms(created["createdAt"]))
 
         beat = api.call("POST", f"/{created['sessionId']}/heartbeat").json()
 
@@ -225,7 +231,8 @@ class TestList:
 
     def test_pages_without_skipping_or_repeating(self, api: Api) -> None:
         user = some_id()
-        made = [api.session(userId=user) for _ in range(7)]
+        made = [api.create(userId=user) for _ in range(7)]
+        newest_first = sorted(made, key=lambda one: (one["createdAt"], one["sessionId"]), reverse=True)
 
         seen: list[str] = []
         cursor: dict[str, str] = {}
@@ -237,7 +244,7 @@ class TestList:
                 break
             cursor = {"cursor": page["nextCursor"]}
 
-        assert seen == made[::-1]
+        assert seen == [one["sessionId"] for one in newest_first]
 
     def test_an_unfiltered_walk_meets_every_session_once(self, api: Api) -> None:
         made = {api.session() for _ in range(10)}

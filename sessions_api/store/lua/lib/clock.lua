@@ -69,11 +69,12 @@ local function unwarn()
   end
 end
 
--- Restart the idle clock; whether the deadline moved.
+-- Restart the idle clock; whether the cap let it. A second restart within one
+-- millisecond counts, though the deadline it sets is the one that stands.
 local function renew(by)
   local deadline = math.min(now + s.timeout_ms, cap_ms())
   set('last_renewal_ms', now)
-  if deadline <= s.expires_ms then return false end
+  if deadline < s.expires_ms or s.expires_ms >= cap_ms() then return false end
   set('expires_ms', deadline)
   set('renewals', s.renewals + 1)
   unwarn()
