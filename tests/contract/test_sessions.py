@@ -20,7 +20,7 @@ BODIES: dict[str, Any] = {"/timeout": {"timeoutMinutes": 20}, "/messages": {"con
 
 def now_of(session: dict[str, Any]) -> float:
     """The service's clock when it said *session*."""
-    return ms(session["expiresAt"]) - session["timeRemaining"]
+    return ms(session["expiresAt"]) - float(session["timeRemaining"])
 
 
 def body_of(method: str, path: str) -> Any:
