@@ -86,5 +86,6 @@ clean: ## remove what make made, but no session: the data folder stays
 	@tools/install-debian-packages \
 	  "chromium=chromium=the chat page's test in a real browser" \
 	  "redis-server=redis-server=the storage tests on Debian's Redis" \
+	  "wrk=wrk=the benchmark's HTTP part" \
 	  "faketime=faketime=the test of a replica whose clock is an hour wrong"
 	@touch $@

@@ -12,8 +12,8 @@ key                       type    holds                                         
 ``once:{t}:<sha256>``     string  idempotency: what the first success was, no content 24 h, or 10 s
 ``due:{t}``               zset    sid → next alarm: the promise                       standing
 ``ready:{t}``             zset    ``<aid>:<ms>:<sid>`` with queued work               standing
-``users:{t}``             zset    ``<app>:<uid>:<createdMs>:<sid>``                   standing
-``agents:{t}``            zset    ``<app>:<aid>:<createdMs>:<sid>``                   standing
+``users:{t}``             zset    ``<app>:<uid>:<listedMs>:<sid>``                   standing
+``agents:{t}``            zset    ``<app>:<aid>:<listedMs>:<sid>``                   standing
 ``near:{t}``              zset    sid → deadline, of sessions that were warned        standing
 ``keeper:{t}``            string  the replica that keeps the partition                lease, 4 s
 ``replicas``              zset    replica → last sign of life                         standing

@@ -1,8 +1,10 @@
 """Lists of live sessions, by user, by agent, or all, from the indexes.
 
-Members of an index never move (``<app>:<owner>:<createdMs>:<sid>``), so a page is
+Members of an index never move (``<app>:<owner>:<listedMs>:<sid>``), so a page is
 stable while sessions come and go; what ended leaves its indexes in the script
-that ends it, so a list never names it.
+that ends it, so a list never names it. *listedMs* is the creation's, or the
+millisecond after the user's newest session: two of one millisecond are listed
+in the order they were made.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from sessions_api.store.scripts import Scripts
 
 TAIL_CHARS = 50
-"""``<createdMs>:<sid>``: the end of every member, and the position within a list of one owner."""
+"""``<listedMs>:<sid>``: the end of every member, and the position within a list of one owner."""
 ABREAST = 16
 """Partitions read at once while a page fills."""
 
@@ -91,7 +93,7 @@ class Listing:
     async def _newest(
         self, index: str, prefix: str, partitions: range, limit: int, after: str | None
     ) -> tuple[list[str], bool]:
-        """Members of one owner, newest first over *partitions*; ``<createdMs>:<sid>`` is the position."""
+        """Members of one owner, newest first over *partitions*; ``<listedMs>:<sid>`` is the position."""
         high = f"({prefix}{_position(after, TAIL_CHARS)}" if after else f"({prefix}~"
         redis = self._scripts.redis
         keyspace = self._scripts.keyspace

@@ -40,7 +40,7 @@ NUMBERS: Final = (
     "created_ms", "timeout_ms", "auto_renew", "max_duration_ms", "warning_ms", "retention_ms",
     "expires_ms", "held_until_ms", "last_activity_ms", "last_renewal_ms", "renewals", "warned_ms",
     "cursor", "config_version", "rev", "queued", "queued_bytes", "retry_ms", "ready_ms", "alarm_ms",
-    "log_bytes",
+    "log_bytes", "listed_ms",
 )  # fmt: skip
 FIELDS: Final = TEXTS + NUMBERS
 """The fields of ``session:{t}:<sid>``, in the order scripts reply them."""

@@ -52,15 +52,15 @@ local function int(x) return string.format('%.0f', x) end
 local app = redis.call('HGET', session, 'app')
 if not app then return {'absent'} end
 redis.call('ZREM', due, '') -- a write that frees comes first: time passes when Redis is full, too
-local created = redis.call('HGET', session, 'created_ms')
+local listed = redis.call('HGET', session, 'listed_ms') or redis.call('HGET', session, 'created_ms')
 for key, id in pairs({[users] = 'user_id', [agents] = 'agent_id'}) do
   local owner = app .. ':' .. string.lower(redis.call('HGET', session, id)) .. ':'
-  if redis.call('ZREM', key, owner .. created .. ':' .. sid) == 1 then
-    redis.call('ZADD', key, 0, owner .. int(created - by) .. ':' .. sid)
+  if redis.call('ZREM', key, owner .. listed .. ':' .. sid) == 1 then
+    redis.call('ZADD', key, 0, owner .. int(listed - by) .. ':' .. sid)
   end
 end
 for _, name in ipairs({'created_ms', 'expires_ms', 'held_until_ms', 'last_activity_ms', 'last_renewal_ms',
-    'warned_ms', 'retry_ms', 'alarm_ms'}) do
+    'warned_ms', 'retry_ms', 'alarm_ms', 'listed_ms'}) do
   local value = tonumber(redis.call('HGET', session, name) or 0)
   if value > 0 then redis.call('HSET', session, name, int(value - by)) end
 end

@@ -30,6 +30,10 @@ for i, name in ipairs({'app', 'agent_id', 'user_id', 'metadata', 'timeout_ms', '
   set(name, type(s[name]) == 'number' and tonumber(value) or value)
 end
 set('created_ms', now)
+-- Listed newest first: two of a user's sessions of one millisecond keep their order.
+local newest = redis.call('ZREVRANGEBYLEX', users, '(' .. owner .. '~', '[' .. owner, 'LIMIT', 0, 1)[1]
+local listed_ms = newest and math.max(now, string.match(newest, ':(%d+):[^:]+$') + 1) or now
+if listed_ms > now then set('listed_ms', listed_ms) end
 set('last_activity_ms', now)
 set('last_renewal_ms', now)
 set('expires_ms', math.min(now + s.timeout_ms, cap_ms()))
@@ -38,7 +42,7 @@ warn()
 arm() -- first, since it can fail for want of memory
 save()
 keep()
-redis.call('ZADD', users, 0, owner .. int(now) .. ':' .. sid)
-redis.call('ZADD', agents, 0, app .. ':' .. string.lower(s.agent_id) .. ':' .. int(now) .. ':' .. sid)
+redis.call('ZADD', users, 0, owner .. int(listed_ms) .. ':' .. sid)
+redis.call('ZADD', agents, 0, app .. ':' .. string.lower(s.agent_id) .. ':' .. int(listed_ms) .. ':' .. sid)
 if fingerprint ~= '' then redis.call('SET', once, fingerprint .. ' ' .. sid, 'PX', 86400000) end
 return {'ok', sid, int(now), fields()}

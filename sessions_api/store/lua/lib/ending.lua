@@ -2,12 +2,12 @@
 
 local VOLATILE = {
   'held_until_ms', 'warned_ms', 'ops', 'turn', 'turn_state', 'queued', 'queued_bytes',
-  'retry_ms', 'ready_ms', 'alarm_ms', 'log_bytes',
+  'retry_ms', 'ready_ms', 'alarm_ms', 'log_bytes', 'listed_ms',
 }
 
 local function leave_indexes()
   if s.warned_ms > 0 then redis.call('ZREM', near, sid) end
-  local tail = ':' .. int(s.created_ms) .. ':' .. sid
+  local tail = ':' .. int(math.max(s.created_ms, s.listed_ms)) .. ':' .. sid
   redis.call('ZREM', users, s.app .. ':' .. string.lower(s.user_id) .. tail)
   redis.call('ZREM', agents, s.app .. ':' .. string.lower(s.agent_id) .. tail)
   leave_ready()
