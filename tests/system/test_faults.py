@@ -264,7 +264,9 @@ class TestFull:
 def test_a_dead_redis_answers_fast_once_it_is_known(api: Api, store: RealServer) -> None:
     """The circuit: after the first refusals nobody waits for the deadline."""
     session_id = api.session()
+    assert httpx2.get(f"{api.url}{BASE}/health", timeout=5).json()["status"] == "healthy"
     store.stop()
+    assert httpx2.get(f"{api.url}{BASE}/health", timeout=5).status_code == 503
     problem(api.call("GET", f"/{session_id}"), 503, "STORAGE_UNAVAILABLE")
 
     def is_fast() -> bool:

@@ -39,6 +39,7 @@ async def health(request: Request) -> Reply:
     try:
         if not state.is_open:
             raise StorageUnavailable("not opened yet")
+        await state.store.redis.ping()  # the counts may be a second old, this may not
         live, near = await state.counts.health()
     except StorageError:
         return reply(Health("unhealthy", 0, 0, iso_now(), uptime_s), status=503)
