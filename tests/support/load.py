@@ -195,5 +195,5 @@ async def check(chats: list[Chat], followers: list[Follower]) -> None:
         for follower in followers:
             if follower._chat is chat:
                 await follower.until(cursors[-1])
-                assert follower.faults == []
+                assert follower.faults == [], follower.faults
                 assert json.dumps(follower.entries) == json.dumps(history)
