@@ -38,6 +38,8 @@ class Leases:
         """Keepers that live, this one included."""
         self._alarms = store.alarms
         self._replica_id = replica_id
+        self._asked_for: set[int] = set()
+        """Partitions whose taking is under way; Redis may have given them although no reply came yet."""
 
     async def step(self) -> None:
         """Say that we live, renew what we keep, take or give back what fairness asks."""
@@ -57,7 +59,7 @@ class Leases:
 
     async def release(self) -> None:
         """Give everything back and say goodbye; with Redis away, the leases end by themselves."""
-        kept = list(self.kept)
+        kept = self.kept | self._asked_for
         self.kept.clear()
         metrics.KEPT_PARTITIONS.set(0)
         try:
@@ -86,9 +88,11 @@ class Leases:
         untried = [partition for partition in others if partition not in self.kept]
         while untried and wanted:
             batch, untried = untried[:wanted], untried[wanted:]
+            self._asked_for = set(batch)
             taken = await asyncio.gather(
                 *(self._alarms.keep(partition, self._replica_id, LEASE_MS) for partition in batch)
             )
             ours = [partition for partition, is_ours in zip(batch, taken, strict=True) if is_ours]
             self.kept.update(ours)
+            self._asked_for.clear()
             wanted -= len(ours)

@@ -98,6 +98,25 @@ class TestLeases:
 
             await until(lambda: len(staying.kept) == 64)
 
+    async def test_are_all_given_back_by_a_keeper_stopped_while_taking(
+        self, store: Store, server: TestServer
+    ) -> None:
+        """Redis may have given a lease whose reply the stopping keeper never read."""
+
+        def given() -> list[bytes]:
+            keys = server.keys()
+            return [key for key in keys if key.startswith(b"sa:keeper")]
+
+        leases = Leases(store, replica_id="test")
+        task = asyncio.create_task(leases.step())
+        while not given():  # noqa: ASYNC110  it must stop before the loop reads the replies
+            await asyncio.sleep(0)
+
+        await cancelled(task)
+        await leases.release()
+
+        assert given() == []
+
     async def test_last_less_than_the_promised_five_seconds(self, store: Store, server: TestServer) -> None:
         """A lease, and the time until somebody looks, are together what a takeover may take."""
         leases = Leases(store, replica_id="test")
