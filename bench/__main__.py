@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from bench import endpoints, latency, memory, page, scripts, starting
+from bench import agents, endpoints, latency, memory, page, scripts, starting
 from bench.figures import Figure, Run, progress, read, table, write
 from bench.machine import ALL_CORES, CORES, describe, others_busy
 from bench.processes import redis_server
@@ -61,7 +61,7 @@ def main(words: list[str]) -> int:
 def _arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--only", metavar="PARTS", help="comma-separated: http, scripts, memory, start, latency"
+        "--only", metavar="PARTS", help="comma-separated: http, scripts, memory, start, latency, agents"
     )
     parser.add_argument(
         "--million", action="store_true", help="memory also at 1,000,000 sessions (3 GB, minutes)"
@@ -97,6 +97,15 @@ def _parts(args: argparse.Namespace) -> dict[str, Callable[[Path], Coroutine[Any
         "start": lambda folder: starting.run(folder, rounds=rounds),
         "latency": lambda folder: latency.run(
             folder, rates=[20] if smoke else [100, 500], seconds=1 if smoke else 10
+        ),
+        "agents": lambda folder: agents.run(
+            folder,
+            rates=[20] if smoke else [100, 500],
+            seconds=1 if smoke else 10,
+            rounds=rounds,
+            round_s=seconds,
+            turns=20 if smoke else 200,
+            waiters=60 if smoke else 1000,
         ),
     }
 

@@ -34,7 +34,7 @@ from bench.processes import (
     service,
     wait_until,
 )
-from bench.speaking import QUESTION, answer, each, info, open_sessions, open_store, say
+from bench.speaking import QUESTION, answer, attend, each, info, open_sessions, open_store, say
 from sessions_api.domain.agents import ECHO_ID
 from sessions_api.domain.ids import SessionId, UserId
 from sessions_api.store import Store
@@ -69,6 +69,7 @@ async def run(
     details: dict[str, object] = {}
     with redis_server(folder / "redis", {**DEPLOYED, **DURABLE}) as redis:
         async with open_store(redis.url) as store:
+            await attend(store)
             progress(f"http: preparing {sessions:,} sessions and {TALKING} conversations")
             endpoints = [
                 endpoint

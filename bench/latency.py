@@ -13,6 +13,8 @@ import datetime as dt
 import time
 from asyncio import StreamReader, StreamWriter
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import quantiles
 
@@ -25,6 +27,13 @@ from bench.speaking import QUESTION, open_sessions, open_store
 from sessions_api.domain.ids import SessionId
 
 PART = "Latency"
+ROWS = (
+    ("accepted", "message posted → 201", False),
+    ("started", "message posted → a worker has it, told to a follower on another replica", True),
+    ("first delta", "message posted → first words at that follower", False),
+    ("delta", "delta written → follower on another replica", True),
+    ("answer", "message posted → whole answer at that follower", False),
+)
 BASE = "/api/messaging/sessions"
 P50_MS, P99_MS = 5.0, 50.0
 SESSIONS = 200
@@ -48,15 +57,15 @@ async def run(folder: Path, *, rates: list[int], seconds: int) -> tuple[list[Fig
             talks = [Talk(sid, answering, followed, times_ms) for sid in sessions]
             await asyncio.gather(*(talk.open() for talk in talks))
             try:
-                await _post(talks, per_s=per_s, count=per_s * seconds)
+                await post_at_rate(talks, per_s=per_s, count=per_s * seconds)
             finally:
                 await asyncio.gather(*(talk.close() for talk in talks))
-            figures += _figures(times_ms, per_s)
+            figures += figures_of(f"{PART} at {per_s} messages/s", ROWS, times_ms)
             details[f"{per_s}/s"] = {name: len(values) for name, values in times_ms.items()}
     return figures, details
 
 
-async def _post(talks: list[Talk], *, per_s: int, count: int) -> None:
+async def post_at_rate(talks: Sequence[Talk], *, per_s: int, count: int) -> None:
     """Post at the rate; a session whose answer is still out is passed over."""
     started_s = time.perf_counter()
     posts: set[asyncio.Task[None]] = set()
@@ -64,7 +73,7 @@ async def _post(talks: list[Talk], *, per_s: int, count: int) -> None:
         wait_s = started_s + number / per_s - time.perf_counter()
         if wait_s > 0:
             await asyncio.sleep(wait_s)
-        talk = next((talk for talk in talks[number % len(talks) :] + talks if talk.is_quiet), None)
+        talk = next((talk for talk in chain(talks[number % len(talks) :], talks) if talk.is_quiet), None)
         if talk is not None:
             talk.is_quiet = False
             posts.add(asyncio.create_task(talk.post()))
@@ -91,10 +100,10 @@ class Talk:
         self.answered.set()
 
     async def open(self) -> None:
-        self._reader = await self._connect(self._answering)
         events = await self._connect(self._followed)
         target = Request("GET", f"{BASE}/{self._session_id}/events")
-        self._writers[1].write(target.encode(self._followed.port))
+        self._writers[-1].write(target.encode(self._followed.port))
+        self._reader = await self._connect(self._answering)
         await events.readuntil(b"session.snapshot")
         self._following = asyncio.create_task(self._follow(events))
 
@@ -113,10 +122,12 @@ class Talk:
     async def post(self) -> None:
         """Post one message and read the 201."""
         body = msgspec.json.encode({"content": QUESTION})
+        if self._reader.at_eof():  # nothing was posted here for the five seconds that a connection is kept
+            self._reader = await self._connect(self._answering)
         self.answered.clear()
         self._posted_s = time.time()
         request = Request("POST", f"{BASE}/{self._session_id}/messages", body)
-        self._writers[0].write(request.encode(self._answering.port))
+        self._writers[-1].write(request.encode(self._answering.port))
         head = await self._reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 201"):
             raise RuntimeError(f"a message was refused: {head[:200]!r}")
@@ -124,29 +135,29 @@ class Talk:
             int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")
         )
         await self._reader.readexactly(size)
-        self._note("accepted", self._posted_s)
+        self.note("accepted", self._posted_s)
 
     async def _follow(self, events: StreamReader) -> None:
         """Read the stream's lines; chunk sizes and blanks are passed over."""
         while line := await events.readline():
             if line.startswith(b"data: "):
-                self._take(msgspec.json.decode(line[6:], type=Event))
+                self.take(msgspec.json.decode(line[6:], type=Event))
 
-    def _take(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
         told_s = dt.datetime.fromisoformat(event.time).timestamp()
         match event.type:
             case "turn.started":
-                self._note("started", self._posted_s)
+                self.note("started", self._posted_s)
             case "turn.delta":
-                self._note("delta", told_s)
+                self.note("delta", told_s)
                 if event.data.get("index") == 0:
-                    self._note("first delta", self._posted_s)
+                    self.note("first delta", self._posted_s)
             case "message.created" if event.data.get("isAgent"):
-                self._note("answer", self._posted_s)
+                self.note("answer", self._posted_s)
                 self.is_quiet = True
                 self.answered.set()
 
-    def _note(self, name: str, since_s: float) -> None:
+    def note(self, name: str, since_s: float) -> None:
         self._times_ms[name].append((time.time() - since_s) * 1000)
 
 
@@ -158,29 +169,18 @@ class Event(msgspec.Struct):
     data: dict[str, object]
 
 
-def _figures(times_ms: dict[str, list[float]], per_s: int) -> list[Figure]:
+def figures_of(
+    part: str, rows: Sequence[tuple[str, str, bool]], times_ms: dict[str, list[float]]
+) -> list[Figure]:
+    """p50 and p99 of each row: its name in *times_ms*, what it is, whether it has budgets."""
     figures = []
-    for name, what, has_budget in (
-        ("accepted", "message posted → 201", False),
-        ("started", "message posted → a worker has it, told to a follower on another replica", True),
-        ("first delta", "message posted → first words at that follower", False),
-        ("delta", "delta written → follower on another replica", True),
-        ("answer", "message posted → whole answer at that follower", False),
-    ):
+    for name, what, has_budget in rows:
         values = times_ms[name]
         if len(values) < 2:
             raise RuntimeError(f"{what}: only {len(values)} seen")
         cuts = quantiles(values, n=100, method="inclusive")
         note = f"of {len(values)}"
         for label, value, budget in (("p50", cuts[49], P50_MS), ("p99", cuts[98], P99_MS)):
-            figures.append(
-                Figure(
-                    f"{PART} at {per_s} messages/s",
-                    f"{what}, {label}",
-                    value,
-                    "ms",
-                    budget=budget if has_budget else None,
-                    note=note,
-                )
-            )
+            bound = budget if has_budget else None
+            figures.append(Figure(part, f"{what}, {label}", value, "ms", budget=bound, note=note))
     return figures

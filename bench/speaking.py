@@ -15,6 +15,7 @@ import msgspec
 from sessions_api.domain.agents import ECHO_ID
 from sessions_api.domain.ids import (
     LOCAL_APP,
+    AgentId,
     SessionId,
     UserId,
     new_message_id,
@@ -26,6 +27,7 @@ from sessions_api.domain.messages import NewMessage
 from sessions_api.domain.sessions import NewSession
 from sessions_api.domain.timeouts import MINUTE_MS, TimeoutConfig
 from sessions_api.store import Redis, Store
+from sessions_api.store.attendance import Presence
 from sessions_api.store.keys import Keyspace
 from sessions_api.store.turns import Claim
 
@@ -66,7 +68,12 @@ async def in_batches(calls: Iterable[Awaitable[T]], size: int = 500) -> list[T]:
 
 
 async def open_sessions(
-    store: Store, count: int, *, config: TimeoutConfig = CONFIG, user_id: UserId | None = None
+    store: Store,
+    count: int,
+    *,
+    config: TimeoutConfig = CONFIG,
+    user_id: UserId | None = None,
+    agent_id: AgentId = ECHO_ID,
 ) -> list[SessionId]:
     """*count* idle sessions, each of another user unless *user_id* says whose."""
 
@@ -77,7 +84,7 @@ async def open_sessions(
                 NewSession(
                     session_id=new_session_id(user),
                     app=LOCAL_APP,
-                    agent_id=ECHO_ID,
+                    agent_id=agent_id,
                     user_id=user,
                     metadata=METADATA,
                     config=config,
@@ -113,12 +120,17 @@ async def claim(store: Store, session_id: SessionId, history: int = 50) -> Claim
     )
 
 
+async def attend(store: Store) -> None:
+    """Somebody is there for Echo, for a day, so that sessions with it may be created; it answers nothing."""
+    await store.attendance.attend([Presence(ECHO_ID, "bench", 1_000, 86_400_000, is_free=True)])
+
+
 async def answer(store: Store, session_id: SessionId, content: str = ANSWER) -> None:
     """Claim the session's next turn and complete it."""
     taken = (await claim(store, session_id, history=0)).turn
     if taken is None:
         raise RuntimeError(f"no turn to claim in {session_id}")
-    reply = msgspec.json.encode({"id": taken.turn.message_id, "content": content, "metadata": {}})
+    reply = msgspec.json.encode({"content": content, "metadata": {}})
     await store.turns.complete(session_id, taken.turn.turn_id, fence=taken.turn.fence, body=reply)
 
 

@@ -15,5 +15,7 @@ The floors, top to bottom; a part knows only what is below it (import-linter hol
     domain       what a session is; plain Python, the clock is always an argument
     errors       every error raised on purpose
 
+Beside them stands sdk: what an agent's process imports. It speaks HTTP and knows none of them.
+
 Read first: errors.py, store/keys.py, domain/timeouts.py, api/routes.py; docs/architecture.md tells the story.
 """

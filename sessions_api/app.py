@@ -13,12 +13,22 @@ import structlog
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sessions_api.agents.connectors import CONNECTORS, Connector
+from sessions_api.agents.connectors.openai import OpenAIChat
+from sessions_api.agents.connectors.outgoing import Outgoing
+from sessions_api.agents.connectors.webhook import Webhook
+from sessions_api.agents.desk import Desk
 from sessions_api.agents.dispatcher import Dispatcher
+from sessions_api.agents.finder import Finder
+from sessions_api.agents.presences import Presences
+from sessions_api.agents.work import Work
 from sessions_api.api.auth import Access
 from sessions_api.api.counts import Counts
 from sessions_api.api.middleware import Surface
 from sessions_api.api.operations import Operations
 from sessions_api.api.state import Rules, State
+from sessions_api.domain.agents import AgentState
+from sessions_api.domain.ids import AgentId
 from sessions_api.errors import SettingsError, StorageError
 from sessions_api.keeper.keeper import Keeper
 from sessions_api.live.hub import Hub
@@ -61,11 +71,25 @@ class Parts:
         self.store = Store(self.redis, Keyspace(settings.sessions_key_prefix))
         self.hub = Hub(
             self.store,
+            state_of=self._state_of,
             max_followers=settings.sessions_max_followers,
             max_followers_per_session=settings.sessions_max_followers_per_session,
         )
         self.keeper = Keeper(self.store, replica_id=replica_id, is_keeping=settings.runs_keeper)
-        self.dispatcher = Dispatcher(self.store, worker=replica_id) if settings.runs_dispatcher else None
+        self.finder = Finder(self.store)
+        self.presences = Presences(self.store.attendance)
+        self.desk = Desk(self.store, self.finder, self.presences)
+        self.work = Work(self.store, self.desk, self.presences)
+        self.outgoing = Outgoing(settings.outgoing_allow)
+        self.dispatcher: Dispatcher | None = None
+        if settings.runs_dispatcher:
+            self.dispatcher = Dispatcher(
+                self.store,
+                self.finder,
+                worker=replica_id,
+                turns=settings.sessions_dispatcher_turns,
+                connectors=_connectors(self.outgoing),
+            )
         self.store.scripts.overdue = self.keeper.ring_soon
         rules = Rules(
             app=settings.app,
@@ -83,7 +107,11 @@ class Parts:
             hub=self.hub,
             counts=Counts(self.store.listing),
             operations=Operations(self.store),
+            desk=self.desk,
+            work=self.work,
         )
+        if self.dispatcher is not None:
+            self.state.attend = self.dispatcher.attend
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -132,27 +160,46 @@ class Parts:
         stack.push_async_callback(cancelled, tending)
         await self.keeper.start()
         stack.push_async_callback(self.keeper.stop)
+        await self.finder.start()
+        stack.push_async_callback(self.finder.stop)
+        stack.push_async_callback(self.desk.stop)
+        stack.push_async_callback(self.outgoing.aclose)
         if self.dispatcher is not None:
             await self.dispatcher.start()
             stack.push_async_callback(self.dispatcher.stop)
+            self.outgoing.start()
 
     async def _open(self) -> None:
         await self.store.open()
         for definition in self._settings.agents:
             await self.store.agents.put(definition)
+        await self.state.attend()  # ready means: who asks now finds the agents of this replica there
+        await self._refresh_states()
         self.state.is_open = True
         log.info("store_opened", agents=len(self.store.agents.all()))
 
     async def _tend(self) -> None:
-        """Open the store if it is not yet; later keep the agents' definitions fresh."""
+        """Open the store if it is not yet; later keep the agents' definitions and states fresh."""
         await asyncio.sleep(REFRESH_S if self.state.is_open else OPEN_AGAIN_S)
         try:
-            if self.state.is_open:
-                await self.store.agents.refresh()
-            else:
+            if not self.state.is_open:
                 await self._open()
+                return
+            if await self.store.agents.refresh():
+                await self.state.attend()
+            await self._refresh_states()
         except StorageError:
             return  # requests meanwhile say so themselves
+
+    async def _refresh_states(self) -> None:
+        """Read which agents are there; their sessions' followers are told of those that changed."""
+        for agent_id, state in (await self.store.attendance.refresh()).items():
+            self.hub.agent_changed(agent_id, state)
+
+    def _state_of(self, agent_id: AgentId) -> AgentState | None:
+        if self.store.agents.get(agent_id) is None:
+            return None
+        return self.store.attendance.state(agent_id)
 
     # ------------------------------------------------------------ drain
 
@@ -169,6 +216,7 @@ class Parts:
 
     async def _drain(self) -> None:
         within_s = self._settings.drain_seconds
+        self.desk.drain()  # waiting workers ask another replica, at once
         parts = [self.hub.drain(within_s * 1000)]
         if self.dispatcher is not None:
             parts.append(self.dispatcher.drain(within_s))
@@ -179,6 +227,11 @@ class Parts:
         self._begin_draining()
         if self._draining is not None:
             await self._draining
+
+
+def _connectors(outgoing: Outgoing) -> dict[str, Connector]:
+    """How each kind of agent that this service asks is asked."""
+    return {**CONNECTORS, "webhook": Webhook(outgoing), "openai": OpenAIChat(outgoing)}
 
 
 def create_app(settings: Settings) -> Starlette:

@@ -12,10 +12,10 @@
     │   ├── MalformedRequest · HeadTooLarge · RequestTooSlow    before there is a request
     │   ├── SessionNotFound · AgentNotFound · TurnNotFound
     │   ├── SessionExpired
-    │   ├── SessionBusy · BacklogFull · TooManyOpenSessions · TooManyFollowers
-    │   ├── MaxDurationReached
+    │   ├── SessionBusy · BacklogFull · TooManyOpenSessions · TooManyFollowers · TooManyClaims
+    │   ├── AgentInUse                 deleted while it has live sessions
+    │   ├── MaxDurationReached · IdempotencyMismatch
     │   ├── ConfigChanged              stale If-Match
-    │   ├── IdempotencyMismatch
     │   └── TurnLost · DeltaGap · AnswerTooLarge    a worker's write
     ├── AgentError                     the agent's side of a turn a poster waits for
     │   └── AgentUnavailable · AgentFailed · AgentTimedOut
@@ -33,7 +33,7 @@ Errors do not know HTTP: ``wire/problems.py`` maps each to a status and a body,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class SessionsError(Exception):
@@ -154,10 +154,7 @@ class RequestTooSlow(CallerError):
 
 @dataclass(eq=False)
 class SessionNotFound(CallerError):
-    """Never existed, deleted, past its retention, or not the caller's.
-
-    One error for all four, so that a stranger learns nothing by asking.
-    """
+    """Never existed, deleted, past its retention, not the caller's: one, so that strangers learn nothing."""
 
     session_id: str
     code: ClassVar[str] = "SESSION_NOT_FOUND"
@@ -201,7 +198,9 @@ class SessionBusy(CallerError):
     session_id: str
     turn_id: str
     state: str
+    retry_after_s: int = 5
     code: ClassVar[str] = "SESSION_BUSY"
+    retryable: ClassVar[bool] = True
 
 
 @dataclass(eq=False)
@@ -236,6 +235,26 @@ class TooManyFollowers(CallerError):
 
 
 @dataclass(eq=False)
+class TooManyClaims(CallerError):
+    """As many workers wait for turns at this process as may."""
+
+    limit: int
+    retry_after_s: int = 5
+    code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class AgentInUse(CallerError):
+    """An agent was to be deleted that has live sessions: they would get no answers any more."""
+
+    agent_id: str
+    sessions: int
+    code: ClassVar[str] = "AGENT_IN_USE"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
 class MaxDurationReached(CallerError):
     """A renewal by hand found the deadline already at createdAt + maxDuration."""
 
@@ -265,9 +284,12 @@ class IdempotencyMismatch(CallerError):
 
 @dataclass(eq=False)
 class TurnLost(CallerError):
-    """A worker wrote to a turn that another attempt holds, or that failed for good."""
+    """A worker wrote to a turn that is not its own, or no longer."""
 
     turn_id: str
+    state: str
+    why: Literal["taken", "ended", "late"]
+    """By another attempt; this one is over; its deadline has passed: there is nothing to extend."""
     code: ClassVar[str] = "TURN_LOST"
 
 
@@ -305,11 +327,12 @@ class AgentUnavailable(AgentError):
 
 @dataclass(eq=False)
 class AgentFailed(AgentError):
-    """The turn failed for good."""
+    """The turn failed for good; *agent_code* and *reason* are its own."""
 
     turn_id: str
     attempts: int
     reason: str
+    agent_code: str
     code: ClassVar[str] = "AGENT_FAILED"
 
 

@@ -23,10 +23,12 @@ from sessions_api.domain.agents import ECHO_ID, AgentDefinition
 from sessions_api.domain.ids import LOCAL_APP, AppName
 from sessions_api.domain.timeouts import MINUTE_MS, TimeoutConfig
 from sessions_api.errors import SettingsError
-from sessions_api.wire.agents import DefinitionReader
+from sessions_api.wire.definitions import DefinitionReader
 from sessions_api.wire.timeouts import TimeoutBounds, plain
 
 Switch = Literal["on", "off"]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_LOOPBACK: Final = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
 _SWITCHES: Final = {
     word: value
     for value, words in {"on": ("on", "true", "1", "yes"), "off": ("off", "false", "0", "no")}.items()
@@ -79,6 +81,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sessions_dispatcher: Annotated[
         Switch, Meta(description="whether this replica runs the built-in kinds of agents")
     ] = "on"
+    sessions_dispatcher_turns: Annotated[
+        int, Meta(ge=1, le=10_000, description="turns that this replica's built-in agents run at once")
+    ] = 256
+    sessions_outgoing_allow: Annotated[
+        str,
+        Meta(description="private networks that agents' endpoints may be in: `10.1.0.0/16,192.168.7.20`"),
+    ] = ""
     sessions_metrics_port: Annotated[
         int, Meta(ge=0, le=65535, description="port of /metrics alone; 0 leaves it on PORT")
     ] = 0
@@ -154,6 +163,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.sessions_dev == "on"
 
     @property
+    def outgoing_allow(self) -> tuple[Network, ...]:
+        """Private networks that requests to agents may go to; in `dev` this machine is one."""
+        return (*_networks(self.sessions_outgoing_allow), *(_LOOPBACK if self.is_dev else ()))
+
+    @property
     def runs_keeper(self) -> bool:
         return self.sessions_keeper == "on"
 
@@ -183,6 +197,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def retention_ms(self) -> int:
         return _ms(self.session_retention_minutes)
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    """The networks of a comma list; an address is a network of one.
+
+    Raises:
+        ValueError: one is neither.
+    """
+    return tuple(ipaddress.ip_network(part) for part in re.split(r"[,\s]+", text) if part)
 
 
 def _ms(minutes: float) -> int:
@@ -287,6 +310,13 @@ class _Reader:
                     f"{smaller}={plain(small)} is above {larger}={plain(large)}: "
                     f"allowed is {low} ≤ {mid} ≤ {high}"
                 )
+        try:
+            _networks(settings.sessions_outgoing_allow)
+        except ValueError as error:
+            self._problems.append(
+                f"SESSIONS_OUTGOING_ALLOW={settings.sessions_outgoing_allow[:100]!r}: {error}; "
+                "allowed are networks and addresses with commas between, like 10.1.0.0/16,192.168.7.20"
+            )
         if settings.sessions_metrics_port == settings.port != 0:
             self._problems.append(
                 f"SESSIONS_METRICS_PORT={settings.port} is PORT: "
@@ -303,7 +333,7 @@ class _Reader:
         agents = {ECHO_ID: ECHO} if settings.is_dev else {}
         path = settings.sessions_agents_file
         if path:
-            reader = DefinitionReader(settings.bounds)
+            reader = DefinitionReader(settings.bounds, environ=self._environ)
             for definition in reader.read_all(self._tables(path)):
                 agents[definition.agent_id] = definition
             self._problems += [f"SESSIONS_AGENTS_FILE={path}: {problem}" for problem in reader.problems]

@@ -1,1 +1,1 @@
-"""The dispatch of turns to agents."""
+"""Turns and who answers them: workers at the desk, and agents that the dispatcher calls."""

@@ -3,7 +3,8 @@
 The first piece leaves at once, later ones at most every 30 ms. The lease (10 s,
 30 s from the first delta or extension on) is extended while the connector is
 silent. Redis away for a while loses nothing: what is unsent is kept and sent
-again, at the same offset, until the attempt's deadline.
+again, at the same offset, until the attempt's deadline. A stop hint makes it ask
+at once whether the turn was ended, and closes the connector if so.
 """
 
 from __future__ import annotations
@@ -11,22 +12,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 
 from sessions_api.agents.connectors import Connector
+from sessions_api.agents.connectors.failure import AttemptFailed
+from sessions_api.agents.finder import Finder
+from sessions_api.agents.tally import count_answer
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import SessionId
 from sessions_api.domain.messages import utf16_units
-from sessions_api.domain.turns import ClaimedTurn
-from sessions_api.errors import AnswerTooLarge, SessionExpired, SessionNotFound, StorageError, TurnLost
+from sessions_api.domain.turns import Answer, ClaimedTurn
+from sessions_api.errors import (
+    AnswerTooLarge,
+    SessionExpired,
+    SessionNotFound,
+    StorageError,
+    TurnLost,
+    TurnNotFound,
+)
 from sessions_api.store import Store
+from sessions_api.store.turns import MAX_ANSWER_CHARS
+from sessions_api.store.written import Written
 from sessions_api.telemetry import metrics
 from sessions_api.telemetry.loops import cancelled
-from sessions_api.wire.messages import agent_body
-
-Outcome = Literal["completed", "cancelled", "failed", "lost", "released"]
+from sessions_api.wire.messages import answer_body
 
 COALESCE_S: Final = 0.030
 FIRST_EXTEND_S: Final = 3.0
@@ -40,9 +51,15 @@ class Attempt:
     """Answers one claimed turn; :meth:`run` ends when the turn is off our hands."""
 
     def __init__(
-        self, store: Store, claimed: ClaimedTurn, definition: AgentDefinition, connector: Connector
+        self,
+        store: Store,
+        finder: Finder,
+        claimed: ClaimedTurn,
+        definition: AgentDefinition,
+        connector: Connector,
     ) -> None:
         self._turns = store.turns
+        self._finder = finder
         self._claimed = claimed
         self._definition = definition
         self._connector = connector
@@ -52,19 +69,18 @@ class Attempt:
         self._said: list[str] = []  # everything, for the answer
         self._unsent: list[str] = []
         self._units_sent = 0
+        self._ending = Answer()
+        self._must_ask = False  # whether the turn is still ours: a hint said it is not
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._started_s = self._loop.time()
-        self._sign_of_life_s = self._started_s
-        self._agent = metrics.agent(definition.agent_id)
+        self._sign_of_life_s = self._loop.time()
 
     async def hand_back(self) -> None:
         """Leave the turn to another replica, its attempt uncounted."""
         try:
             await self._turns.release(self._session_id, self._turn_id, fence=self._fence)
-        except (TurnLost, SessionNotFound, SessionExpired, StorageError) as error:
+        except (TurnLost, TurnNotFound, SessionNotFound, SessionExpired, StorageError) as error:
             log.info("turn_not_released", **self._ids, code=error.code)
-        self._count("released")
 
     async def run(self) -> None:
         """Answer; on cancellation, hand the turn back for another replica to take.
@@ -72,55 +88,54 @@ class Attempt:
         Raises nothing but CancelledError: whatever happens is the turn's outcome.
         """
         try:
-            outcome = await self._outcome()
+            await self._run()
         except asyncio.CancelledError:
             await self.hand_back()
             raise
-        self._count(outcome)
 
-    async def _outcome(self) -> Outcome:
+    async def _run(self) -> None:
         try:
             try:
                 left_s = (self._claimed.turn.deadline_ms - self._claimed.now_ms) / 1000
-                async with asyncio.timeout(left_s):
-                    return await self._answer()
+                with self._finder.watch(self._claimed.turn.turn_id, self._stop):
+                    async with asyncio.timeout(left_s):
+                        await self._answer()
             except TimeoutError:
-                return await self._fail("AGENT_TIMEOUT", "The agent took too long")
-            except _Broken as broken:
-                return await self._fail("AGENT_ERROR", str(broken))
-        except (TurnLost, SessionNotFound, SessionExpired) as error:
+                await self._fail(_too_long())
+            except AttemptFailed as failed:
+                await self._fail(failed)
+        except (TurnLost, TurnNotFound, SessionNotFound, SessionExpired) as error:
             log.info("turn_lost", **self._ids, code=error.code)
-            return "lost"
         except AnswerTooLarge:
             log.warning("turn_failed", **self._ids, code="ANSWER_TOO_LARGE")
-            return "failed"
         except StorageError as error:
             log.warning("turn_left_to_its_lease", **self._ids, code=error.code)
-            return "lost"
         except Exception:
             log.exception("turn_left_to_its_lease", **self._ids)
             metrics.LOOP_FAILURES.of("turn").inc()
-            return "lost"
 
-    async def _answer(self) -> Outcome:
+    async def _answer(self) -> None:
         reading = asyncio.create_task(self._read(), name=f"turn {self._turn_id}")
         reading.add_done_callback(lambda _task: self._news.set())
         try:
             while not reading.done():
                 if await self._send_or_extend(reading):
-                    return "cancelled"
+                    return
             if reading.cancelled():
-                raise _Broken("The agent gave up")
+                raise AttemptFailed("AGENT_ERROR", "The agent gave up")
             if (error := reading.exception()) is not None:
-                raise _Broken(_what(error)) from error
+                raise _failure(error)
         finally:
             await cancelled(reading)
-        return "cancelled" if await self._complete() else "completed"
+        await self._complete()
 
     async def _read(self) -> None:
         answer = self._connector.answer(self._claimed, self._definition)
         async with aclosing(answer) as pieces:
             async for piece in pieces:
+                if isinstance(piece, Answer):
+                    self._ending = piece
+                    return
                 self._said.append(piece)
                 self._unsent.append(piece)
                 self._news.set()
@@ -132,8 +147,12 @@ class Attempt:
             async with asyncio.timeout_at(self._sign_of_life_s + patience_s):
                 await self._news.wait()
         except TimeoutError:
-            return await self._persist(self._extend)
+            return (await self._persist(self._extend)).is_cancelled
         self._news.clear()
+        if self._must_ask:
+            self._must_ask = False
+            if (await self._persist(self._extend)).is_cancelled:
+                return True
         if not any(self._unsent):
             return False
         if self._units_sent:
@@ -141,10 +160,15 @@ class Attempt:
             await asyncio.wait([reading], timeout=max(0.0, left_s))
         return await self._delta()
 
-    async def _extend(self) -> bool:
-        is_cancelled = await self._turns.extend(self._session_id, self._turn_id, fence=self._fence)
+    async def _extend(self) -> Written:
+        try:
+            written = await self._turns.extend(self._session_id, self._turn_id, fence=self._fence)
+        except TurnLost as lost:
+            if lost.why == "late":  # Redis's clock was first
+                raise _too_long() from None
+            raise
         self._sign_of_life_s = self._loop.time()
-        return is_cancelled
+        return written
 
     async def _delta(self) -> bool:
         """Send all that is unsent. A repeat must send the same text again, so it is joined first."""
@@ -153,43 +177,51 @@ class Attempt:
         if not text:
             return False
 
-        async def send() -> bool:
+        async def send() -> Written:
             return await self._turns.delta(
                 self._session_id, self._turn_id, fence=self._fence, text=text, offset=self._units_sent
             )
 
-        is_cancelled = await self._persist(send)
-        if not self._units_sent:
-            metrics.FIRST_DELTA_SECONDS.of(self._agent).observe(self._loop.time() - self._started_s)
+        written = await self._persist(send)
         del self._unsent[:count]
         self._units_sent += utf16_units(text)
         self._sign_of_life_s = self._loop.time()
-        return is_cancelled
+        return written.is_cancelled
 
-    async def _complete(self) -> bool:
-        """The tail first, so that what was streamed is the whole answer."""
-        if any(self._unsent) and await self._delta():
-            return True
-        content = "".join(self._said)
-        message_id = self._claimed.turn.message_id
-        body = agent_body(message_id, content, self._claimed.agent_id) if content else None
+    async def _complete(self) -> None:
+        """The tail first where what was streamed is the answer, so that nothing is missing in it."""
+        said, ending = "".join(self._said), self._ending
+        content = said if ending.content is None else ending.content
+        if utf16_units(content) > MAX_ANSWER_CHARS:
+            message = f"The answer exceeds {MAX_ANSWER_CHARS} characters"
+            raise AttemptFailed("ANSWER_TOO_LARGE", message, retry=False)
+        if content == said and any(self._unsent) and await self._delta():
+            return
+        body = answer_body(content, ending)
 
-        async def complete() -> bool:
+        async def complete() -> Written:
             return await self._turns.complete(self._session_id, self._turn_id, fence=self._fence, body=body)
 
-        return await self._persist(complete)
+        if (await self._persist(complete)).is_end:
+            count_answer(metrics.agent(self._definition.agent_id), ending)
 
-    async def _fail(self, code: str, message: str) -> Outcome:
-        log.warning("turn_attempt_failed", **self._ids, code=code, attempt=self._claimed.turn.attempt)
+    async def _fail(self, failed: AttemptFailed) -> None:
+        log.warning("turn_attempt_failed", **self._ids, code=failed.code, attempt=self._claimed.turn.attempt)
+        await self._turns.fail(
+            self._session_id,
+            self._turn_id,
+            fence=self._fence,
+            code=failed.code,
+            message=failed.message,
+            retry=failed.retry,
+            pause_ms=round(failed.pause_s * 1000),
+        )
 
-        async def fail() -> bool:
-            return await self._turns.fail(
-                self._session_id, self._turn_id, fence=self._fence, code=code, message=message, retry=True
-            )
+    def _stop(self) -> None:
+        self._must_ask = True
+        self._news.set()
 
-        return "cancelled" if await fail() else "failed"
-
-    async def _persist(self, write: Callable[[], Awaitable[bool]]) -> bool:
+    async def _persist(self, write: Callable[[], Awaitable[Written]]) -> Written:
         """Repeat a write while Redis is away or full; the attempt's deadline ends it."""
         while True:
             try:
@@ -206,14 +238,15 @@ class Attempt:
             "agent_id": self._definition.agent_id,
         }
 
-    def _count(self, outcome: Outcome) -> None:
-        metrics.TURNS.of(self._agent, outcome).inc()
-        metrics.TURN_SECONDS.of(self._agent).observe(self._loop.time() - self._started_s)
+
+def _too_long() -> AttemptFailed:
+    return AttemptFailed("AGENT_TIMEOUT", "The agent took too long")
 
 
-class _Broken(Exception):
-    """The connector raised; the message is fit for the log and the caller: it holds no content."""
-
-
-def _what(error: BaseException) -> str:
-    return f"The agent failed with {type(error).__name__}"
+def _failure(error: BaseException) -> AttemptFailed:
+    """*error* as the user may see it: what an unforeseen one says might hold content, or a secret."""
+    if isinstance(error, AttemptFailed):
+        return error
+    failed = AttemptFailed("AGENT_ERROR", f"The agent failed with {type(error).__name__}")
+    failed.__cause__ = error
+    return failed

@@ -1,34 +1,34 @@
 """Runs the turns of agents that have a connector, in every replica, each turn in one.
 
-Work is announced on an agent's wake channel; each replica with a free place then
-claims, and Redis gives the turn to one of them. A claim's reply names the agent's
-next session with work, so a backlog drains without further hints. Hints may get
-lost: after each (re)subscription all partitions are looked at once, and the
-keeper repeats the hint of what waits for longer than half a second.
+A replica runs so many turns of one agent (its definition's ``concurrency``), and
+so many in all. The latter bound leaves every agent one place of its own, and
+places that become free go round: an agent whose endpoint hangs starves no other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import structlog
 
 from sessions_api.agents.attempt import Attempt
 from sessions_api.agents.connectors import CONNECTORS, Connector
+from sessions_api.agents.finder import Finder, Lead, Trail
 from sessions_api.domain.agents import AgentDefinition
-from sessions_api.domain.ids import AgentId, SessionId, new_message_id
+from sessions_api.domain.ids import AgentId
+from sessions_api.errors import StorageError
 from sessions_api.store import Store
-from sessions_api.store.pubsub import Subscriber
-from sessions_api.store.turns import Claim
+from sessions_api.store.attendance import Presence
 from sessions_api.telemetry import metrics
 from sessions_api.telemetry.loops import cancelled, run_forever
 
 PERIOD_S: Final = 0.5
-REMEMBERED: Final = 10_000
-MISSES: Final = 8
+ATTEND_S: Final = 10.0
+PRESENCE_MS: Final = 30_000
+TURNS: Final = 256
 
 log = structlog.get_logger(__name__)
 
@@ -37,48 +37,43 @@ class Dispatcher:
     """Takes turns from :meth:`start` until :meth:`drain` or :meth:`stop`.
 
     1. ``start`` returns at once, whether Redis is there or not.
-    2. ``drain`` takes no more turns and waits for those that run.
-    3. ``stop`` hands back what still runs, its attempt uncounted, and ends every task.
+    2. ``attend`` finds work for all agents that are defined now and says that it
+       serves them; it does so by itself, too, every ten seconds and when something changed.
+    3. ``drain`` takes no more turns and waits for those that run.
+    4. ``stop`` hands back what still runs, its attempt uncounted, and ends every task.
     """
 
     def __init__(
         self,
         store: Store,
+        finder: Finder,
         *,
         worker: str,
-        concurrency: int = 64,
+        turns: int = TURNS,
         connectors: Mapping[str, Connector] = CONNECTORS,
     ) -> None:
+        """*worker* names this replica; *turns* is the most that it runs at once, as said above."""
         self._store = store
+        self._finder = finder
         self._worker = worker
-        self._concurrency = concurrency
+        self._turns = turns
         self._connectors = connectors
-        self._subscriber = Subscriber(
-            store.redis,
-            on_message=self._woken,
-            on_resubscribed=self._look_again,
-            key_prefix=store.keyspace.prefix.encode(),
-        )
-        self._agents: dict[bytes, AgentId] = {}  # wake channel → agent, of those we listen for
-        self._unseen: set[AgentId] = set()  # agents whose partitions are still to be looked at
-        # Sessions that may have work, oldest hint first → agent, and how many claims in a row
-        # led here and found nothing. Their number is bounded: two members of `ready` that cannot
-        # be claimed (their sessions lost with a failover) would name each other for ever.
-        self._todo: dict[SessionId, tuple[AgentId, int]] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._trails: dict[AgentId, Trail] = {}
+        self._running: dict[asyncio.Task[None], AgentId] = {}
+        self._count: Counter[AgentId] = Counter()
         self._claiming: set[asyncio.Task[None]] = set()  # those of them that hold no turn yet
+        self._told: dict[AgentId, bool] = {}  # whether it was free, as last attended
+        self._attended_s = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
 
     async def start(self) -> None:
-        self._unfollow = metrics.follow_redis(self._subscriber.stats, line="pubsub")
-        await self._subscriber.start()
         self._tasks.append(asyncio.create_task(run_forever(self._step, loop="dispatcher"), name="dispatcher"))
 
     async def drain(self, within_s: float) -> None:
         """Take no more turns; return when none runs, or after *within_s*."""
         self._is_draining = True
-        self._todo.clear()
+        await self._say_goodbye()
         if self._running:
             await asyncio.wait(self._running, timeout=within_s)
 
@@ -86,83 +81,122 @@ class Dispatcher:
         self._is_draining = True
         tasks, self._tasks = self._tasks, []
         await cancelled(*tasks)
-        await self._subscriber.stop()
-        self._unfollow()
+        await self._say_goodbye()
+        for trail in self._trails.values():
+            self._finder.leave(trail)
+        self._trails.clear()
         if self._claiming:  # cancelled, a claim might leave a turn with nobody until its lease ends
             await asyncio.wait(self._claiming)
         await cancelled(*self._running)
 
-    async def _step(self) -> None:
-        """Listen for the agents that are defined now, and look once at what they have already."""
-        wanted = {
-            self._store.keyspace.wake(definition.agent_id): definition.agent_id
+    # ------------------------------------------------------------ whom it serves
+
+    def _served(self) -> dict[AgentId, AgentDefinition]:
+        return {
+            definition.agent_id: definition
             for definition in self._store.agents.all()
             if definition.kind in self._connectors
         }
-        for channel in self._agents.keys() - wanted.keys():
-            del self._agents[channel]
-            self._subscriber.unsubscribe(channel)
-        for channel in wanted.keys() - self._agents.keys():
-            await self._subscriber.subscribe(channel)
-            self._agents[channel] = wanted[channel]
-            self._unseen.add(wanted[channel])
-        for agent_id in list(self._unseen):
-            for session_id in await self._store.turns.next_ready(agent_id):
-                self._note(session_id, agent_id)
-            self._unseen.discard(agent_id)
+
+    async def _step(self) -> None:
+        """Find work for the agents that are defined now, and say that they are served."""
+        served = self._served()
+        for agent_id in [agent_id for agent_id in self._trails if agent_id not in served]:
+            if not self._count[agent_id]:  # what runs still wants to hear that it is to stop
+                self._finder.leave(self._trails.pop(agent_id))
+        if not self._is_draining:
+            self._join(served)
+        is_free = {agent_id: self._is_free(definition) for agent_id, definition in served.items()}
+        since_s = asyncio.get_running_loop().time() - self._attended_s
+        if since_s >= ATTEND_S or is_free != self._told:
+            await self.attend()
         await asyncio.sleep(PERIOD_S)
 
-    def _look_again(self) -> None:
-        self._unseen.update(self._agents.values())
+    def _join(self, served: Iterable[AgentId]) -> None:
+        for agent_id in served:
+            if agent_id not in self._trails:
+                self._trails[agent_id] = self._finder.join(agent_id, self)
 
-    def _woken(self, channel: bytes, payload: bytes) -> None:
-        agent_id = self._agents.get(channel)
-        if agent_id is not None:
-            self._note(SessionId(payload.decode()), agent_id)
+    async def attend(self) -> None:
+        """Serve the agents that are defined now, and tell all replicas so.
 
-    def _note(self, session_id: SessionId, agent_id: AgentId, *, misses: int = 0) -> None:
-        """The session may have work: claim it now, or when a place is free.
-
-        Beyond what can be remembered it is left to the keeper's repeated hints.
+        Raises:
+            StorageError
         """
-        if self._is_draining or len(self._todo) >= REMEMBERED or misses > MISSES:
+        if self._is_draining:
             return
-        self._todo.setdefault(session_id, (agent_id, misses))
-        self._fill()
+        served = self._served()
+        self._join(served)
+        presences = [
+            Presence(agent_id, self._worker, definition.concurrency, PRESENCE_MS, self._is_free(definition))
+            for agent_id, definition in served.items()
+        ]
+        self._told = {
+            presence.agent_id: presence.is_free for presence in presences
+        }  # a goodbye takes it back
+        self._attended_s = asyncio.get_running_loop().time()
+        try:
+            await self._store.attendance.attend(presences)
+        except StorageError:
+            self._attended_s = float("-inf")
+            raise
 
-    def _fill(self) -> None:
-        while self._todo and len(self._running) < self._concurrency and not self._is_draining:
-            session_id = next(iter(self._todo))
-            agent_id, misses = self._todo.pop(session_id)
-            serving = self._serve(session_id, agent_id, misses)
-            task = asyncio.create_task(serving, name=f"turn of {session_id}")
-            self._running.add(task)
-            self._claiming.add(task)
-            task.add_done_callback(self._served)
+    async def _say_goodbye(self) -> None:
+        told, self._told = self._told, {}
+        try:
+            await asyncio.gather(*(self._store.attendance.leave(agent_id, self._worker) for agent_id in told))
+        except StorageError as error:
+            log.info("presence_left_to_lapse", code=error.code)
+
+    # ------------------------------------------------------------ places
+
+    def _is_free(self, definition: AgentDefinition) -> bool:
+        return self._count[definition.agent_id] < definition.concurrency
+
+    def has_place(self, agent_id: AgentId) -> bool:
+        definition = self._store.agents.get(agent_id)
+        if definition is None or self._is_draining:
+            return False
+        has_room = len(self._running) < self._turns or not self._count[agent_id]
+        return has_room and self._is_free(definition)
+
+    def take(self, lead: Lead) -> None:
+        task = asyncio.create_task(self._serve(lead), name=f"turn of {lead.session_id}")
+        self._running[task] = lead.agent_id
+        self._count[lead.agent_id] += 1
+        self._claiming.add(task)
+        task.add_done_callback(self._left)
         metrics.RUNNING_TURNS.set(len(self._running))
 
-    def _served(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+    def _left(self, task: asyncio.Task[None]) -> None:
+        """A place is free: the others' turn first, so that a backlog of one does not keep it."""
+        agent_id = self._running.pop(task)
         self._claiming.discard(task)
-        self._fill()
+        self._count[agent_id] -= 1
+        if not self._count[agent_id]:
+            del self._count[agent_id]
+        metrics.RUNNING_TURNS.set(len(self._running))
+        own = self._trails.pop(agent_id, None)
+        if len(self._running) + 1 >= self._turns:
+            for trail in [trail for trail in self._trails.values() if trail.has_leads]:
+                trail.fill()
+        if own is not None:
+            self._trails[agent_id] = own
+            own.fill()
 
-    async def _serve(self, session_id: SessionId, agent_id: AgentId, misses: int) -> None:
+    async def _serve(self, lead: Lead) -> None:
         """Claim the session's next turn and answer it; the next session goes to another place."""
-        definition = self._store.agents.get(agent_id)
-        if definition is None or (connector := self._connectors.get(definition.kind)) is None:
+        definition = self._store.agents.get(lead.agent_id)
+        trail = self._trails.get(lead.agent_id)
+        if definition is None or trail is None:
             return
-        try:
-            claim = await self._claim(session_id, definition)
-        except Exception as error:  # noqa: BLE001  the turn stays ready, and the keeper repeats its hint
-            metrics.LOOP_FAILURES.of("claim").inc()
-            log.warning("claim_failed", session_id=session_id, agent_id=agent_id, error=repr(error))
+        connector = self._connectors.get(definition.kind)
+        if connector is None:
             return
-        metrics.CLAIMS.of("taken" if claim.turn is None else "claimed").inc()
-        if claim.next is not None:
-            self._note(claim.next, agent_id, misses=misses + 1 if claim.turn is None else 0)
-        if claim.turn is None:
+        turn = await self._finder.claim(trail, lead, definition, worker=self._worker)
+        if turn is None:
             return
-        attempt = Attempt(self._store, claim.turn, definition, connector)
+        attempt = Attempt(self._store, self._finder, turn, definition, connector)
         if self._is_draining:
             await attempt.hand_back()
             return
@@ -170,15 +204,3 @@ class Dispatcher:
         if task is not None:
             self._claiming.discard(task)
         await attempt.run()
-
-    async def _claim(self, session_id: SessionId, definition: AgentDefinition) -> Claim:
-        return await self._store.turns.claim(
-            session_id,
-            agent_id=definition.agent_id,
-            worker=self._worker,
-            fence_bits=secrets.token_hex(8),
-            message_id=new_message_id(),
-            turn_ms=definition.turn_timeout_ms,
-            max_attempts=definition.max_attempts,
-            history=definition.history,
-        )

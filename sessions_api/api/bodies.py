@@ -6,7 +6,7 @@ the first fault in the reference's order gives the message.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -15,6 +15,7 @@ from sessions_api.domain.messages import utf16_units
 from sessions_api.domain.sessions import ON_BUSY, OnBusy
 from sessions_api.domain.timeouts import TimeoutChoice
 from sessions_api.errors import FieldError, InvalidInput
+from sessions_api.wire.messages import Role
 from sessions_api.wire.problems import abbreviated
 from sessions_api.wire.timeouts import ChoiceReader, TimeoutBounds, wrong_shape
 
@@ -30,6 +31,9 @@ TRANSPORTS: Final = {
     "sync": "http",  # the old names, of `mode`
     "stream": "sse",
 }
+ROLES: Final[tuple[str, ...]] = get_args(Role)
+MAX_SPOKEN_CHARS: Final = 100_000
+"""Of what an agent or the system says: as long as an answer may be."""
 _TRANSPORT_NAMES: Final = ", ".join(TRANSPORTS)
 _encode = msgspec.json.Encoder().encode
 
@@ -57,6 +61,7 @@ class SendBody(msgspec.Struct, frozen=True):
     on_busy: OnBusy | None
     transport: str
     wait_ms: int
+    role: Role
     fault: InvalidInput | None
     """What is wrong with it; it must not hide that the session is unknown or over."""
 
@@ -69,7 +74,7 @@ def read_create(body: Any, bounds: TimeoutBounds) -> CreateBody:
     """
     given = body if isinstance(body, dict) else {}
     faults: list[InvalidInput] = []
-    metadata = _metadata(given, faults)
+    metadata = read_metadata(given, faults)
     reader = ChoiceReader(bounds, prefix="timeoutConfig.")
     config = given.get("timeoutConfig")
     choice = TimeoutChoice()
@@ -128,7 +133,11 @@ def read_message(body: Any, *, max_chars: int, wants_stream: bool = False) -> Se
     given = body if isinstance(body, dict) else {}
     first: list[InvalidInput] = []
     faults: list[InvalidInput] = []
-    transport = _transport(given, first, wants_stream=wants_stream)
+    role = _role(given, faults)
+    transport = _transport(given, first, wants_stream=wants_stream and role == "user")
+    if role != "user":
+        max_chars = MAX_SPOKEN_CHARS
+        _check_nobody_waits(transport, role, faults)
     content = given.get("content")
     allowed = f"1..{max_chars} characters"
     if not isinstance(content, str):
@@ -139,15 +148,21 @@ def read_message(body: Any, *, max_chars: int, wants_stream: bool = False) -> Se
     elif len(content) > max_chars or utf16_units(content) > max_chars:
         reason = f"Content exceeds maximum length of {max_chars} characters"
         faults.append(_bad_content(reason, "content", "is too long", allowed))
-    metadata = _metadata(given, faults)
-    attachments = _attachments(given, faults)
+    metadata = read_metadata(given, faults)
+    attachments = read_attachments(given, faults)
     on_busy = _on_busy(given, faults)
     wait_ms = _wait_ms(given, faults)
-    _check_role(given, faults)
     if first:
         raise joined([*first, *faults])
     return SendBody(
-        content, metadata, attachments, on_busy, transport, wait_ms, joined(faults) if faults else None
+        content,
+        metadata,
+        attachments,
+        on_busy,
+        transport,
+        wait_ms,
+        role,
+        joined(faults) if faults else None,
     )
 
 
@@ -219,7 +234,8 @@ def _type_of(value: Any) -> str:
     return "number" if isinstance(value, int | float) else "object"
 
 
-def _metadata(given: dict[str, Any], faults: list[InvalidInput]) -> bytes:
+def read_metadata(given: dict[str, Any], faults: list[InvalidInput]) -> bytes:
+    """Compact JSON of ``metadata``, an empty object where there is none."""
     value = given.get("metadata")
     if value is None:
         return b"{}"
@@ -253,7 +269,8 @@ def _bad_metadata(reason: str, fault: str, allowed: str) -> InvalidInput:
     )
 
 
-def _attachments(given: dict[str, Any], faults: list[InvalidInput]) -> bytes | None:
+def read_attachments(given: dict[str, Any], faults: list[InvalidInput]) -> bytes | None:
+    """Compact JSON of ``attachments``, if there are any."""
     value = given.get("attachments")
     if value is None:
         return None
@@ -305,13 +322,25 @@ def _on_busy(given: dict[str, Any], faults: list[InvalidInput]) -> OnBusy | None
     return value
 
 
-def _check_role(given: dict[str, Any], faults: list[InvalidInput]) -> None:
-    """Said as the user; taking another's word for the user's would hide the caller's mistake."""
+def _role(given: dict[str, Any], faults: list[InvalidInput]) -> Role:
+    """Who says it; taking another's word for the user's would hide the caller's mistake."""
     value = given.get("role")
-    if value is not None and value != "user":
-        provided = abbreviated(value) if isinstance(value, str) else None
-        bad = FieldError("role", "is not the user's", provided, "user")
-        faults.append(InvalidInput("Invalid role: must be user", [bad]))
+    if value is None:
+        return "user"
+    if isinstance(value, str) and value in ROLES:
+        return value  # type: ignore[return-value]  # one of ROLES
+    allowed = ", ".join(ROLES)
+    bad = FieldError("role", "is unknown", abbreviated(value) if isinstance(value, str) else None, allowed)
+    faults.append(InvalidInput(f"Invalid role: must be one of {allowed}", [bad]))
+    return "user"
+
+
+def _check_nobody_waits(transport: str, role: Role, faults: list[InvalidInput]) -> None:
+    if transport != "websocket":
+        bad = FieldError(
+            "transport", f"waits for an answer, and role {role} gets none", transport, "websocket"
+        )
+        faults.append(InvalidInput(f"Invalid transport: a message of role {role} is not answered", [bad]))
 
 
 def _wait_ms(given: dict[str, Any], faults: list[InvalidInput]) -> int:

@@ -29,6 +29,9 @@ class FrameOperations:
     ) -> Answer:
         message = read_message(body, max_chars=self._rules.max_content_chars)
         key = _checked(idempotency_key)
+        if message.role != "user":
+            spoken = await self._operations.speak(session_id, caller, message, key)
+            return Answer(201, spoken.json(minimal=False))
         accepted = await self._operations.accept(session_id, caller, message, key)
         return Answer(201, accepted.reply.json(minimal=False))
 

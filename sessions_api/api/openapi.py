@@ -47,14 +47,17 @@ def document(rules: Rules) -> Json:
             "description": "Persistent, stateful conversations with AI agents.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "tags": [{"name": name} for name in ("sessions", "messages", "turns", "live", "service")],
+        "tags": [
+            {"name": name}
+            for name in ("sessions", "messages", "turns", "live", "agents", "workers", "service")
+        ],
         "paths": paths,
         "components": {"schemas": _schemas(rules)},
     }
 
 
 def _operation(path: str, operation: Operation) -> Json:
-    names = [name for name in ("sessionId", "turnId") if f"{{{name}}}" in path]
+    names = [name for name in ("agentId", "sessionId", "turnId") if f"{{{name}}}" in path]
     described: Json = {
         "operationId": operation.name,
         "tags": [operation.tag],
@@ -142,6 +145,7 @@ def _schemas(rules: Rules) -> Json:
     create["userId"]["examples"] = [_SOMEBODY]
     content = schemas["SendMessage"]["properties"]["content"]
     content |= {"minLength": 1, "maxLength": rules.max_content_chars, "examples": ["hello there"]}
+    schemas["PutAgent"]["properties"]["name"]["examples"] = ["Support"]
     schemas["Attachment"]["anyOf"] = [{"required": ["url"]}, {"required": ["data"]}]
     return schemas
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from sessions_api.api.bodies import SendBody
 from sessions_api.domain.ids import (
+    AgentId,
     SessionId,
     TurnId,
     is_uuid,
@@ -13,14 +16,15 @@ from sessions_api.domain.ids import (
     new_op_id,
     new_turn_id,
 )
-from sessions_api.domain.messages import NewMessage
+from sessions_api.domain.messages import LogEntry, NewMessage
 from sessions_api.domain.sessions import Session
+from sessions_api.errors import AgentUnavailable, SessionExpired, SessionNotFound
 from sessions_api.live.operations import Caller
 from sessions_api.store import Store
 from sessions_api.store.log import Appended
 from sessions_api.store.sessions import Once
-from sessions_api.wire.messages import TurnInfo, user_body
-from sessions_api.wire.posted import PostedReply
+from sessions_api.wire.messages import TurnInfo, spoken_body, user_body
+from sessions_api.wire.posted import PostedReply, spoken_json
 
 _encode = msgspec.json.Encoder().encode
 
@@ -40,6 +44,21 @@ class Accepted(msgspec.Struct, frozen=True):
         return self.appended.is_repeat
 
 
+class Said(msgspec.Struct, frozen=True):
+    """A message of an agent or the system that is in the log."""
+
+    appended: Appended
+    body: bytes
+
+    @property
+    def is_repeat(self) -> bool:
+        return self.appended.is_repeat
+
+    def json(self, *, minimal: bool) -> bytes:
+        entry = LogEntry(self.appended.cursor, 0, "message", None, None, self.body)
+        return spoken_json(self.appended.session, entry, minimal=minimal)
+
+
 class Operations:
     """The operations of a session; each raises what its endpoint answers with."""
 
@@ -54,10 +73,13 @@ class Operations:
         Raises:
             InvalidInput: what is wrong with the message; only after the session
                 was found live, since a bad message must not hide a 404 or 410.
+            AgentUnavailable: the poster wants to wait for the answer, and nobody
+                is there to give it; nothing was written.
         """
         if message.fault is not None:
             await self._store.sessions.read(session_id, app=caller.app)
             raise message.fault
+        is_agent_away = message.transport != "websocket" and await self._is_agent_away(session_id, caller)
         message_id = new_message_id()
         appended = await self._store.log.append(
             session_id,
@@ -69,6 +91,7 @@ class Operations:
             turn_id=new_turn_id(),
             on_busy=message.on_busy,
             once=None if key is None else _once(key, caller, session_id, _content(message)),
+            is_agent_away=is_agent_away,
         )
         reply = PostedReply(
             appended.session,
@@ -81,6 +104,68 @@ class Operations:
             was_renewed=appended.was_renewed,
         )
         return Accepted(appended, reply)
+
+    async def speak(self, session_id: SessionId, caller: Caller, message: SendBody, key: str | None) -> Said:
+        """Append what the agent or the system says unasked: no turn, no renewal.
+
+        Raises:
+            InvalidInput: as :meth:`accept`.
+        """
+        if message.fault is not None:
+            await self._store.sessions.read(session_id, app=caller.app)
+            raise message.fault
+        role: Literal["agent", "system"] = "system" if message.role == "system" else "agent"
+
+        def body(author_id: str | None) -> bytes:
+            return spoken_body(
+                message_id,
+                message.content,
+                role=role,
+                author_id=author_id,
+                metadata=message.metadata,
+                attachments=message.attachments,
+            )
+
+        message_id = new_message_id()
+        author_id = None if role == "agent" else NOBODY
+        said = await self._store.log.speak(
+            session_id,
+            app=caller.app,
+            agent=None,
+            message=NewMessage(message_id, body(author_id)),
+            once=None if key is None else _once(key, caller, session_id, _content(message)),
+        )
+        message_id = said.message_id
+        return Said(said, body(author_id or said.session.agent_id))
+
+    async def check_available(self, agent_id: AgentId) -> None:
+        """Nothing, if somebody is there to answer for the agent.
+
+        Raises:
+            AgentUnavailable: by this process's copy and by Redis, which is asked before anybody is refused.
+        """
+        if await self._is_offline(agent_id):
+            raise AgentUnavailable(agent_id)
+
+    async def _is_offline(self, agent_id: AgentId) -> bool:
+        attendance = self._store.attendance
+        if attendance.state(agent_id).state != "offline":
+            return False
+        return (await attendance.confirm(agent_id)).state == "offline"
+
+    async def _is_agent_away(self, session_id: SessionId, caller: Caller) -> bool:
+        """Whether the session's agent is offline; a session that cannot be read is for others to refuse.
+
+        Costs no trip while every agent is there: only the session knows whose it is.
+        """
+        state = self._store.attendance.state
+        if all(state(agent.agent_id).state != "offline" for agent in self._store.agents.all()):
+            return False
+        try:
+            session = await self._store.sessions.read(session_id, app=caller.app)
+        except (SessionNotFound, SessionExpired):
+            return False
+        return await self._is_offline(session.agent)
 
     async def renew(self, session_id: SessionId, caller: Caller, key: str | None) -> tuple[Session, bool]:
         """Restart the idle clock by hand; True beside it if *key* had done so before."""
@@ -114,10 +199,13 @@ def _content(message: SendBody) -> bytes:
             msgspec.Raw(message.metadata),
             message.attachments and msgspec.Raw(message.attachments),
             message.on_busy,
+            *((message.role,) if message.role != "user" else ()),
         )
     )
 
 
+NOBODY = "00000000-0000-0000-0000-000000000000"
+"""The author of what the system says."""
 NO_TURN = TurnId("00000000-0000-0000-0000-000000000000")
 
 

@@ -75,14 +75,14 @@ class Query:
     def choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
         text = self._fields.get(name)
         if text is not None and text not in allowed:
-            self._refuse(name, text, f"Must be one of: {', '.join(allowed)}")
+            self._refuse(name, text, f"Must be one of: {', '.join(allowed)}", kind="query")
             return None
         return text
 
     def matching(self, name: str, pattern: str) -> str | None:
         text = self._fields.get(name)
         if text is not None and re.fullmatch(pattern, text, re.ASCII) is None:
-            self._refuse(name, text, f"Must match {pattern}")
+            self._refuse(name, text, f"Must match {pattern}", kind="query")
             return None
         return text
 
@@ -92,7 +92,7 @@ class Query:
             return False
         value = _TRUTH.get(text.lower())
         if value is None:
-            self._refuse(name, text, "Must be true or false")
+            self._refuse(name, text, "Must be true or false", kind="query")
         return bool(value)
 
     def text(self, name: str) -> str | None:
@@ -105,11 +105,11 @@ class Query:
             errors = [bad for fault in self._faults for bad in fault.errors]
             raise InvalidInput(first.message, errors, first.details)
 
-    def _refuse(self, name: str, text: str, reason: str) -> None:
+    def _refuse(self, name: str, text: str, reason: str, *, kind: str = "pagination") -> None:
         shown = text[:64]
         self._faults.append(
             InvalidInput(
-                f"Invalid pagination parameter '{name}': {reason}",
+                f"Invalid {kind} parameter '{name}': {reason}",
                 [FieldError(name, reason, shown)],
                 {"parameter": name, "value": shown, "reason": reason},
             )

@@ -4,7 +4,7 @@
 
     event: user_message   the accepted message
     event: chunk          a piece of the answer
-    event: restart        another attempt began: the text so far is void
+    event: restart        the text so far is void: another attempt began, or the answer is other than it
     event: done           the whole answer; or
     event: error          why there is none
 
@@ -18,6 +18,7 @@ from contextlib import aclosing, suppress
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 from starlette.types import Receive, Send
 
 from sessions_api.api.bodies import SendBody
@@ -25,7 +26,7 @@ from sessions_api.api.operations import Accepted
 from sessions_api.api.replies import REPLAYED, Header
 from sessions_api.api.requests import ClientGone, Request, unless_gone
 from sessions_api.domain.ids import TurnId
-from sessions_api.errors import SessionsError
+from sessions_api.errors import AgentFailed, SessionsError
 from sessions_api.live.outcomes import Beat, Chunk, Outcome, Restart
 from sessions_api.live.sse import BEAT, BEAT_S
 from sessions_api.live.waiting import Watch
@@ -101,7 +102,10 @@ def error_json(error: SessionsError, request_id: str, turn_id: TurnId) -> bytes:
     """The data of an ``error`` event: the envelope's message and code, in the reference's shape."""
     problem = problem_of(error, request_id=request_id, turn_id=turn_id)
     message = msgspec.json.decode(problem.body)["error"]["message"]
-    return _encode(posted.StreamError(message, problem.code, error.retryable, request_id, turn_id))
+    agent_code = error.agent_code if isinstance(error, AgentFailed) else UNSET
+    return _encode(
+        posted.StreamError(message, problem.code, error.retryable, request_id, turn_id, agent_code)
+    )
 
 
 async def _say(send: Send, event: str, data: bytes, *, last: bool = False) -> None:

@@ -7,11 +7,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from sessions_api import errors as e
-from sessions_api.wire import inputs, messages, posted, service, sessions
+from sessions_api.wire import agents, claims, inputs, messages, posted, service, sessions
 
 Json = dict[str, Any]
 BASE: Final = "/api/messaging/sessions"
 _ONE: Final = BASE + "/{sessionId}"
+_TURN: Final = _ONE + "/turns/{turnId}"
+_AGENTS: Final = "/api/agents"
+_AGENT: Final = _AGENTS + "/{agentId}"
 EVENTS: Final = "text/event-stream"
 
 
@@ -31,6 +34,7 @@ class Operation(NamedTuple):
 _ANY: Final = (e.Forbidden, e.InvalidInput, e.StorageFault)
 _STORED: Final = (*_ANY, e.StorageUnavailable, e.Draining)
 _LIVE: Final = (*_STORED, e.SessionNotFound, e.SessionExpired)
+_WRITE: Final = (*_LIVE, e.TurnNotFound, e.TurnLost, e.StorageFull)
 _BODY: Final = (e.MalformedBody, e.BodyTooLarge, e.UnsupportedMediaType)
 
 OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
@@ -43,6 +47,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
             *_STORED,
             *_BODY,
             e.AgentNotFound,
+            e.AgentUnavailable,
             e.SessionNotFound,
             e.TooManyOpenSessions,
             e.IdempotencyMismatch,
@@ -93,7 +98,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         "sendMessage",
         "messages",
         "Send a message; wait for the answer, stream it, or neither",
-        {201: (posted.Posted, posted.PostedMinimal), 200: EVENTS},
+        {201: (posted.Posted, posted.PostedMinimal, posted.Spoken, posted.SpokenMinimal), 200: EVENTS},
         (
             *_LIVE,
             *_BODY,
@@ -162,6 +167,89 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         (*_STORED, e.SessionNotFound, e.TooManyFollowers),
         parameters=("position", "Last-Event-ID"),
     ),
+    ("GET", _AGENTS): Operation(
+        "listAgents", "agents", "Every agent that is defined", {200: agents.AgentList}, _STORED
+    ),
+    ("PUT", _AGENT): Operation(
+        "defineAgent",
+        "agents",
+        "Define an agent, or put another definition in the place of its own",
+        {201: agents.AgentInfo, 200: agents.AgentInfo},
+        (*_STORED, *_BODY, e.StorageFull),
+        inputs.PutAgent,
+    ),
+    ("GET", _AGENT): Operation(
+        "readAgent",
+        "agents",
+        "The agent's definition, its secrets hidden",
+        {200: agents.AgentInfo},
+        (*_STORED, e.AgentNotFound),
+    ),
+    ("DELETE", _AGENT): Operation(
+        "deleteAgent",
+        "agents",
+        "Forget an agent; with live sessions only by force, and then their open turns fail",
+        {200: agents.AgentDeleted},
+        (*_STORED, e.AgentNotFound, e.AgentInUse, e.BodyTooLarge),
+        parameters=("force",),
+    ),
+    ("GET", _AGENT + "/availability"): Operation(
+        "readAvailability",
+        "agents",
+        "Whether the agent is there to answer, and what it has to do",
+        {200: agents.AvailabilityInfo},
+        (*_STORED, e.AgentNotFound),
+    ),
+    ("POST", _AGENT + "/turns/claim"): Operation(
+        "claimTurn",
+        "workers",
+        "Wait for a turn to answer; 204 if none came",
+        {200: claims.Claimed, 204: None},
+        (*_STORED, *_BODY, e.AgentNotFound, e.TooManyClaims, e.StorageFull),
+        claims.ClaimInput,
+        ("claimWait",),
+    ),
+    ("POST", _TURN + "/delta"): Operation(
+        "streamAnswer",
+        "workers",
+        "More of the running answer",
+        {200: claims.Written},
+        (*_WRITE, *_BODY, e.DeltaGap, e.AnswerTooLarge),
+        claims.DeltaInput,
+    ),
+    ("POST", _TURN + "/extend"): Operation(
+        "extendTurn",
+        "workers",
+        "Hold the turn for another lease; stay to hear of its end",
+        {200: claims.Written},
+        (*_WRITE, *_BODY),
+        claims.FenceInput,
+        ("extendWait",),
+    ),
+    ("POST", _TURN + "/complete"): Operation(
+        "completeTurn",
+        "workers",
+        "End the turn with its answer",
+        {200: claims.Written},
+        (*_WRITE, *_BODY, e.AnswerTooLarge),
+        claims.CompleteInput,
+    ),
+    ("POST", _TURN + "/fail"): Operation(
+        "failTurn",
+        "workers",
+        "Give this attempt up",
+        {200: claims.Written},
+        (*_WRITE, *_BODY),
+        claims.FailInput,
+    ),
+    ("POST", _TURN + "/release"): Operation(
+        "releaseTurn",
+        "workers",
+        "Hand the turn to another worker, its attempt uncounted",
+        {200: claims.Written},
+        (*_WRITE, *_BODY),
+        claims.FenceInput,
+    ),
     ("GET", "/livez"): Operation("livez", "service", "The process runs", {200: service.Alive}, _ANY),
     ("GET", "/readyz"): Operation(
         "readyz",
@@ -216,6 +304,20 @@ def _path(name: str, description: str) -> Json:
 PARAMETERS: Final[dict[str, Json]] = {
     "sessionId": _path("sessionId", "The session's UUID."),
     "turnId": _path("turnId", "The turn's UUID."),
+    "agentId": {
+        "name": "agentId",
+        "in": "path",
+        "required": True,
+        "schema": _UUID,
+        "description": "The agent's UUID.",
+    },
+    "claimWait": _query(
+        "wait", {"type": "number", "minimum": 0, "maximum": 60}, "Seconds to wait for one; 25."
+    ),
+    "extendWait": _query(
+        "wait", {"type": "number", "minimum": 0, "maximum": 20}, "Seconds to stay for the turn's end; 0."
+    ),
+    "force": _query("force", {"type": "boolean"}, "Also with live sessions: their open turns fail."),
     "Idempotency-Key": _header(
         "Idempotency-Key",
         {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"},

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -52,8 +52,12 @@ class ClientGone(Exception):
     """The client closed the connection before its request was complete, or its answer was there."""
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(
+    receive: Receive, work: Coroutine[Any, Any, T], *, unwanted: Callable[[T], None] | None = None
+) -> T:
     """The result of *work*, which a client that leaves meanwhile cancels; its body has been read.
+
+    *unwanted* is called with a result that came in the instant in which the client left.
 
     Raises:
         ClientGone: it left first.
@@ -64,7 +68,11 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientGone
-        return working.result()
+        result = working.result()
+        if unwanted is not None and leaving.done():
+            unwanted(result)
+            raise ClientGone
+        return result
     finally:
         working.cancel()
         leaving.cancel()
@@ -160,18 +168,18 @@ class Request:
         }
         return f'<{self.instance}?{urlencode(fields | changed)}>; rel="{rel}"'.encode()
 
-    async def body(self) -> bytes:
+    async def body(self, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
         """The whole body.
 
         Raises:
-            BodyTooLarge: more than 256 KiB, announced or sent.
+            BodyTooLarge: more than *max_bytes*, announced or sent.
             ClientGone: the client left in the middle.
         """
         if self._body is not None:
             return self._body
         announced = self.headers.get(b"content-length", b"")
-        if announced.isdigit() and int(announced[:20]) > MAX_BODY_BYTES:
-            raise BodyTooLarge(MAX_BODY_BYTES)
+        if announced.isdigit() and int(announced[:20]) > max_bytes:
+            raise BodyTooLarge(max_bytes)
         parts: list[bytes] = []
         size = 0
         while True:
@@ -180,14 +188,14 @@ class Request:
                 raise ClientGone
             part = message.get("body", b"")
             size += len(part)
-            if size > MAX_BODY_BYTES:
-                raise BodyTooLarge(MAX_BODY_BYTES)
+            if size > max_bytes:
+                raise BodyTooLarge(max_bytes)
             if not message.get("more_body"):
                 self._body = part if not parts else b"".join([*parts, part])
                 return self._body
             parts.append(part)
 
-    async def json(self) -> Any:
+    async def json(self, *, max_bytes: int = MAX_BODY_BYTES) -> Any:
         """The body as plain data; None where there is no body.
 
         Raises:
@@ -195,7 +203,7 @@ class Request:
             UnsupportedMediaType: a body that does not say it is JSON.
             MalformedBody: it says so and is not, is no UTF-8, or is nested too deep.
         """
-        body = await self.body()
+        body = await self.body(max_bytes=max_bytes)
         if not body:
             return None
         self._check_media_type()
@@ -229,4 +237,7 @@ def read_json(body: bytes) -> Any:
     except RecursionError as error:
         raise MalformedBody("nested too deep") from error
     except msgspec.DecodeError as error:
-        raise MalformedBody(str(error).partition(" - at ")[0]) from error  # the path would quote the body
+        reason = str(error).partition(" - at ")[0]  # the path would quote the body
+        if reason == "Input data was truncated":  # the one that msgspec words otherwise
+            reason = "JSON is malformed: it is truncated"
+        raise MalformedBody(reason) from error

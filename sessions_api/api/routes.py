@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Protocol
 
 from starlette.types import Receive, Send
 
-from sessions_api.api.endpoints import live, messages, service, sessions, turns
+from sessions_api.api.endpoints import agents, live, messages, service, sessions, turns, workers
 from sessions_api.api.replies import Header, Reply
 from sessions_api.api.requests import Request
 
@@ -35,6 +35,8 @@ class Route(NamedTuple):
 BASE: Final = sessions.BASE
 _ONE: Final = BASE + "/{sessionId}"
 
+_TURN: Final = _ONE + "/turns/{turnId}"
+_AGENT: Final = agents.BASE + "/{agentId}"
 METRICS: Final = "/metrics"
 
 ROUTES: Final = (
@@ -48,9 +50,20 @@ ROUTES: Final = (
     Route("POST", _ONE + "/renew", sessions.renew),
     Route("POST", _ONE + "/heartbeat", sessions.heartbeat),
     Route("PATCH", _ONE + "/timeout", sessions.configure),
-    Route("GET", _ONE + "/turns/{turnId}", turns.read),
-    Route("POST", _ONE + "/turns/{turnId}/cancel", turns.cancel),
+    Route("GET", _TURN, turns.read),
+    Route("POST", _TURN + "/cancel", turns.cancel),
     Route("GET", _ONE + "/events", live.events),
+    Route("GET", agents.BASE, agents.list_),
+    Route("PUT", _AGENT, agents.put),
+    Route("GET", _AGENT, agents.read),
+    Route("DELETE", _AGENT, agents.forget),
+    Route("GET", _AGENT + "/availability", agents.availability),
+    Route("POST", _AGENT + "/turns/claim", workers.claim),
+    Route("POST", _TURN + "/delta", workers.delta),
+    Route("POST", _TURN + "/extend", workers.extend),
+    Route("POST", _TURN + "/complete", workers.complete),
+    Route("POST", _TURN + "/fail", workers.fail),
+    Route("POST", _TURN + "/release", workers.release),
     Route("GET", "/livez", service.livez, needs_store=False),
     Route("GET", "/readyz", service.readyz, needs_store=False),
     Route("GET", METRICS, service.show_metrics, needs_store=False),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from sessions_api.agents.desk import Desk
+from sessions_api.agents.work import Work
 from sessions_api.api.auth import Access
 from sessions_api.api.counts import Counts
 from sessions_api.api.operations import Operations
@@ -15,6 +18,10 @@ from sessions_api.errors import Draining, StorageUnavailable
 from sessions_api.live.hub import Hub
 from sessions_api.store import Store
 from sessions_api.wire.timeouts import TimeoutBounds
+
+
+async def _nobody() -> None:
+    """A replica without a dispatcher answers for no agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,10 @@ class State:
     hub: Hub
     counts: Counts
     operations: Operations
+    desk: Desk
+    work: Work
+    attend: Callable[[], Awaitable[None]] = _nobody
+    """This replica's own agents say that they are there; for one that was defined just now."""
     is_open: bool = False
     """The store has been opened: schema and partitions are ours."""
     is_draining: bool = False

@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "start the service on a Redis of yours",
     "doctor": "check that Redis and its settings can hold what the service promises",
     "chat": "talk to an agent in this terminal",
+    "agents": "list, show, define and forget agents",
     "ls": "list live sessions",
     "show": "show one session",
     "tail": "follow one session's events live",

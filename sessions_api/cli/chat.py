@@ -2,7 +2,8 @@
 
 /renew keeps the session going, /stop ends a running answer, /new starts a new
 session, /quit or Ctrl-D leaves; the session stays. Without a terminal, each line
-of the input is a message, and the answers are the output.
+of the input is a message, and the answers are the output. An agent that is just
+being started is waited for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
 from sessions_api.cli import service
+from sessions_api.cli.opening import open_session
 from sessions_api.cli.screen import Lines, Paper, Screen, open_screen
 from sessions_api.cli.terminal import clean, duration, instant_ms, now_ms
 from sessions_api.domain.agents import ECHO_ID
@@ -36,6 +38,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--user", type=service.uuid, default=str(uuid4()), metavar="ID", help="who you are (somebody new)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=15.0,
+        metavar="SECONDS",
+        help="for an agent that is not there yet (%(default)g)",
     )
     parser.add_argument("--session", type=service.uuid, metavar="ID", help="go on with this session")
     parser.add_argument(
@@ -59,7 +68,7 @@ class _Chat:
         self._lines = Lines(screen)
 
     async def run(self) -> int:
-        session_id = self._args.session or self._create()
+        session_id = self._args.session or await self._create()
         self._lines.start()
         while True:
             talk = _Talk(self._api, session_id, self._screen, self._lines)
@@ -70,15 +79,15 @@ class _Chat:
                 return await self._rest_unsent(talk)
             if outcome == "over" and not await self._wants_another():
                 return 0
-            session_id = self._create()
+            session_id = await self._create()
             if talk.unsent:
                 self._lines.put_back(talk.unsent)
 
-    def _create(self) -> str:
+    async def _create(self) -> str:
         body: dict[str, object] = {"agentId": self._args.agent, "userId": self._args.user}
         if self._args.timeout is not None:
             body["timeoutConfig"] = {"timeoutMinutes": self._args.timeout}
-        session_id: str = self._api.ask("POST", body=body, key=str(uuid4()))["sessionId"]
+        session_id = await open_session(self._api, body, wait_s=self._args.wait, tell=self._screen.remark)
         self._screen.remark(f"session {session_id}" + (f" · {HELP}" if self._screen.is_terminal else ""))
         return session_id
 
@@ -107,6 +116,7 @@ class _Talk:
         self._end_ms = 0
         self._ahead_ms = 0  # the server's clock against this one
         self._is_near = False
+        self._is_away = False
         self._open: set[str] = set()  # turns without an outcome
         self._closed: set[str] = set()
         self._ours: set[str] = set()
@@ -228,11 +238,10 @@ class _Talk:
             case "turn.queued":
                 if data["turnId"] not in self._closed:
                     self._open.add(data["turnId"])
+                    self._begin_anew(data["turnId"])
             case "turn.started":
                 self._open.add(data["turnId"])
-                if self._shown[0] == data["turnId"] and self._shown[1]:
-                    self._screen.end_answer(" …")  # another attempt begins anew
-                    self._shown = ("", "")
+                self._begin_anew(data["turnId"])
             case "turn.delta":
                 self._show(data["turnId"], data["offset"], data["text"])
             case "turn.completed":
@@ -245,10 +254,18 @@ class _Talk:
                 self._screen.remark(f"the agent could not answer: {data['message']} ({data['code']})")
             case "message.created":
                 self._message(data)
+            case "agent.availability":
+                self._agent_is(data["state"])
             case "gap":
                 self._screen.remark("some messages are no longer there")
             case _:  # what came later than this release is not shown
                 pass
+
+    def _agent_is(self, state: str) -> None:
+        if (state == "offline") != self._is_away:
+            self._is_away = state == "offline"
+            away = "the agent is offline; what you say waits for it"
+            self._screen.remark(away if self._is_away else "the agent is back")
 
     def _message(self, message: dict[str, Any]) -> None:
         turn_id = message.get("turnId", "")
@@ -273,6 +290,12 @@ class _Talk:
         piece = text.encode("utf-16-le")[max(0, len(shown) - 2 * offset) :].decode("utf-16-le", "ignore")
         self._screen.more(clean(piece))
         self._shown = (turn_id, self._shown[1] + piece)
+
+    def _begin_anew(self, turn_id: str) -> None:
+        """What an attempt said that was given up is not the answer."""
+        if self._shown[0] == turn_id and self._shown[1]:
+            self._screen.end_answer(" …")
+            self._shown = ("", "")
 
     def _close_turn(self, turn_id: str) -> None:
         self._open.discard(turn_id)

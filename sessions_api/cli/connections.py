@@ -8,7 +8,7 @@ would be refused in uvicorn's words, not in our envelope.
 
 from __future__ import annotations
 
-from asyncio import BaseTransport, TimerHandle
+from asyncio import AbstractEventLoop, BaseTransport, TimerHandle, Transport
 from http import HTTPStatus
 from typing import ClassVar, Final
 
@@ -28,6 +28,51 @@ HEAD: Final = 1
 BODY: Final = 2
 
 
+class Joining:
+    """What a cycle writes its reply to: the head waits for what comes with it, until the tick is over.
+
+    Head and body would be a system call each, and a segment each. What follows
+    is written as it comes.
+    """
+
+    __slots__ = ("_has_begun", "_head", "_loop", "_transport")
+
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+        self._has_begun = False
+
+    def write(self, data: bytes) -> None:
+        if self._has_begun:
+            self._transport.write(data)
+        elif self._head:
+            head, self._head = self._head, b""
+            self._has_begun = True
+            self._transport.writelines((head, data))
+        else:
+            self._head = data
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._has_begun = True
+            if not self._transport.is_closing():
+                self._transport.write(head)
+
+    def next_reply(self) -> None:
+        self.flush()  # there was no body
+        self._has_begun = False
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
 class Connection(HttpToolsProtocol):
     """Refuses a head of more than 64 KiB, and a request that takes longer than *arrival_s* to arrive."""
 
@@ -42,6 +87,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # a stream's, always
+        self._joining = Joining(self.transport, self.loop)
         self._expect_all()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -82,7 +128,14 @@ class Connection(HttpToolsProtocol):
             if size > MAX_HEAD_BYTES:
                 self._refusal = HeadTooLarge(MAX_HEAD_BYTES)
                 raise self._refusal  # the parser stops, and send_400_response is called
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:  # as it is when a WebSocket is asked for
+            self.cycle.transport = self._joining  # type: ignore[assignment]  # it has all that a cycle calls
+
+    def on_response_complete(self) -> None:
+        self._joining.next_reply()
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
         self._awaited = NOTHING
@@ -124,6 +177,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: SessionsError) -> None:
         """Answer in our envelope, unless another answer is on its way, and close."""
         self._expect_nothing()
+        self._joining.flush()
         if not (self._is_answering and self.cycle.response_started):
             request_id = request_id_of(None)
             problem = problem_of(error, request_id=request_id.decode())

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sessions_api.cli import service
-from sessions_api.cli.terminal import duration
+from sessions_api.cli.terminal import duration, print_table
 
 COLUMNS = ("SESSION", "AGENT", "USER", "STAGE", "ENDS IN", "RENEWED", "LAST MESSAGE")
 PAGE = 1000
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             rows.append(_row(session))
     if not args.json:
-        _print_table(rows)
+        print_table(COLUMNS, rows)
     if args.limit and shown == args.limit:
         print(f"the first {shown}; --limit shows more", file=sys.stderr)
     elif not shown:
@@ -66,11 +66,3 @@ def _row(session: dict[str, Any]) -> tuple[str, ...]:
         str(session["renewalCount"]),
         session["lastActivity"][:19].replace("T", " ") if session["cursor"] else "-",
     )
-
-
-def _print_table(rows: list[tuple[str, ...]]) -> None:
-    if not rows:
-        return
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
-    for row in (COLUMNS, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -16,6 +16,7 @@ from sessions_api.cli.errors import CommandError
 from sessions_api.domain.ids import is_uuid
 
 SESSIONS = "/api/messaging/sessions"
+AGENTS = "/api/agents"
 TIMEOUT_S = 10.0
 
 
@@ -68,15 +69,18 @@ class Service:
         params: dict[str, str] | None = None,
         key: str = "",
     ) -> Any:
-        """The JSON of one reply.
+        """The JSON of one reply; *path* is that of a session, or whole (``/api/…``).
 
         Raises:
             CommandError: nobody answers, or the answer is an error.
-            Gone: the session is over or unknown.
+            Gone: what was asked for is over or unknown.
+            NoAgent: the agent is not defined, or not there.
+            Invalid: fields of the request are refused.
         """
         headers = {"Idempotency-Key": key} if key else {}
         try:
-            reply = self._client.request(method, SESSIONS + path, json=body, params=params, headers=headers)
+            whole = path if path.startswith("/api/") else SESSIONS + path
+            reply = self._client.request(method, whole, json=body, params=params, headers=headers)
         except httpx2.HTTPError as error:
             raise self.unreachable(error) from error
         return _read(reply)
@@ -118,7 +122,19 @@ class Service:
 
 
 class Gone(CommandError):
-    """The session is over (410) or unknown (404)."""
+    """The session is over (410), or what was asked for is unknown (404)."""
+
+
+class NoAgent(CommandError):
+    """Nobody is there to answer, or nobody defined the agent: either may come about."""
+
+
+class Invalid(CommandError):
+    """Fields are refused; *problems* names each of them."""
+
+    def __init__(self, message: str, problems: list[str]) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class Over(CommandError):
@@ -153,7 +169,19 @@ def _read(reply: httpx2.Response) -> Any:
     if not isinstance(told, dict):
         raise CommandError(f"{reply.url} answers {reply.status_code}")
     line = f"{told.get('message')} ({told.get('code')}, request {told.get('requestId')})"
-    raise (Gone if reply.status_code in {404, 410} else CommandError)(line)
+    if told.get("code") in {"AGENT_NOT_FOUND", "AGENT_UNAVAILABLE"}:
+        raise NoAgent(line)
+    if reply.status_code in {404, 410}:
+        raise Gone(line)
+    problems = [_in_words(bad) for bad in (told.get("details") or {}).get("errors", [])]
+    raise Invalid(line, problems) if problems else CommandError(line)
+
+
+def _in_words(bad: dict[str, Any]) -> str:
+    """One refused field."""
+    shown = f" ({bad['provided']!r})" if "provided" in bad else ""
+    allowed = f"; allowed is {bad['allowed']}" if "allowed" in bad else ""
+    return f"{bad['field']}{shown} {bad['reason']}{allowed}"
 
 
 def _frames(lines: Iterator[str]) -> Iterator[Frame]:

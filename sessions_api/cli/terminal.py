@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -24,6 +25,15 @@ def clean(text: str) -> str:
 def style(text: str, code: str, stream: TextIO | None = None) -> str:
     """*text* in colour *code* where the stream is a terminal."""
     return f"\x1b[{code}m{text}\x1b[0m" if (stream or sys.stdout).isatty() else text
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows under their columns' names; nothing where there are none."""
+    if not rows:
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def instant_ms(text: str) -> int:

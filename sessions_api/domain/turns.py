@@ -68,6 +68,24 @@ class Draft(msgspec.Struct, frozen=True):
     units: int
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """How an agent ends its turn."""
+
+    content: str | None = None
+    """None: what was streamed is the answer. An empty one is stored only if there *is more* to it."""
+    metadata: bytes = b"{}"
+    """Compact JSON of an object: thought, actions, …; *usage* is put in as ``usage``."""
+    attachments: bytes | None = None
+    """Compact JSON of an array."""
+    usage: bytes | None = None
+    """Compact JSON of an object."""
+
+    @property
+    def is_more(self) -> bool:
+        """Whether it says more than its text does; what it cost (*usage*) says nothing to the user."""
+        return self.metadata != b"{}" or self.attachments not in {None, b"[]"}
+
+
 class ClaimedTurn(msgspec.Struct, frozen=True):
     """What a worker gets: the turn, its user messages and the history before them."""
 

@@ -25,8 +25,8 @@ from typing import Final, Literal, TypeVar
 
 import structlog
 
-from sessions_api.domain.ids import SessionId, partition_of_session
-from sessions_api.errors import SessionsError, StorageUnavailable
+from sessions_api.domain.ids import AgentId, SessionId, partition_of_session
+from sessions_api.errors import AgentNotFound, SessionsError, StorageUnavailable
 from sessions_api.keeper.leases import Leases
 from sessions_api.store import Store
 from sessions_api.store.alarms import Rung
@@ -45,8 +45,12 @@ NOTICED_AT_MOST: Final = 1_000
 GHOSTS_BATCH: Final = 500
 WALK_EVERY_S: Final = 60.0
 LONGEST_DELAY_S: Final = 60
+ABANDONED: Final = "The agent no longer exists"
 FAILURES_KNOWN: Final = 10_000
-INDEXES: Final = ("due", "near", "ready", "users", "agents")
+INDEXES: Final = ("due", "near", "ready", "running", "users", "agents")
+SETTLE_EVERY_S: Final = 1.0
+ATTENDED_IN: Final = 0
+"""The partition whose keeper looks after all agents' attendance: one replica does."""
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +61,8 @@ class Sweep:
     def __init__(self, store: Store, leases: Leases) -> None:
         self._alarms = store.alarms
         self._turns = store.turns
+        self._agents = store.agents
+        self._attendance = store.attendance
         self._leases = leases
         self._news = asyncio.Event()
         self._noticed: dict[SessionId, Trigger] = {}
@@ -64,6 +70,7 @@ class Sweep:
         self._look_s: dict[int, float] = {}  # kept partition → when to look at it
         self._owed_s = 0.0
         self._nudge_s = 0.0
+        self._settle_s = 0.0
         self._gauges_s = 0.0
         self._failures: dict[SessionId, int] = {}
         self._walks: deque[tuple[int, str, bytes]] = deque()
@@ -88,6 +95,9 @@ class Sweep:
         if now_s >= self._nudge_s:
             self._nudge_s = now_s + PERIOD_S
             await self._nudge()
+        if now_s >= self._settle_s and ATTENDED_IN in self._leases.kept:
+            self._settle_s = now_s + SETTLE_EVERY_S
+            await self._attendance.settle()
         if now_s >= self._gauges_s:
             self._gauges_s = now_s + GAUGES_EVERY_S
             await self._export()
@@ -197,17 +207,43 @@ class Sweep:
         """Repeat the wake hint of work that waits: a lost one costs no more than a second.
 
         One session for each agent and partition is enough: a claim names the next.
+        Where nobody is there to hear it, whoever comes looks for himself.
         """
-        waiting = await asyncio.gather(*(self._turns.stale_ready(p) for p in self._leases.kept))
-        for stale in waiting:
-            for agent_id, session_id in dict(reversed(stale)).items():
+        stale = [
+            oldest
+            for found in await asyncio.gather(*(self._turns.stale_ready(p) for p in self._leases.kept))
+            for oldest in found
+        ]
+        for agent_id, session_id in stale:
+            if self._attendance.state(agent_id).state != "offline":
                 self._turns.wake(agent_id, session_id)
+        orphans = [oldest for oldest in stale if self._agents.get(oldest[0]) is None]
+        if orphans:
+            await self._abandon(orphans)
+
+    async def _abandon(self, orphans: list[tuple[AgentId, SessionId]]) -> None:
+        """Work of agents that are defined no more: fail it, or its session would wait for ever.
+
+        One session for each agent and partition at a time; the next nudge finds the
+        next. One without open turns is past its time, or a ghost: ringing it tells.
+        """
+        await self._agents.refresh()  # it may have been defined since this process last looked
+        gone = [session_id for agent_id, session_id in orphans if self._agents.get(agent_id) is None]
+        counts = await self._paced(
+            asyncio.gather(
+                *(self._turns.abandon(sid, code=AgentNotFound.code, message=ABANDONED) for sid in gone)
+            )
+        )
+        for session_id, count in zip(gone, counts, strict=True):
+            if not count:
+                self.notice(session_id, "sweep")
 
     async def _export(self) -> None:
         gauges = await asyncio.gather(*(self._alarms.gauges(p) for p in self._leases.kept))
         metrics.LIVE_SESSIONS.set(sum(each.live for each in gauges))
         metrics.NEAR_SESSIONS.set(sum(each.near for each in gauges))
         metrics.READY_SESSIONS.set(sum(each.ready for each in gauges))
+        metrics.RUNNING_SESSIONS.set(sum(each.running for each in gauges))
 
     async def _paced(self, call: Awaitable[T]) -> T:
         """Await *call*, and owe Redis a pause so long that we take a quarter of its time.
@@ -236,6 +272,7 @@ class Sweep:
             metrics.LIVE_SESSIONS,
             metrics.NEAR_SESSIONS,
             metrics.READY_SESSIONS,
+            metrics.RUNNING_SESSIONS,
             metrics.DUE_ALARMS,
         ):
             metric.set(0)

@@ -68,6 +68,7 @@ _OF_ERRORS: dict[type[errors.SessionsError], Closing] = {
     errors.BacklogFull: TOO_MANY,
     errors.TooManyOpenSessions: TOO_MANY,
     errors.TooManyFollowers: TOO_MANY,
+    errors.TooManyClaims: TOO_MANY,
     errors.StorageError: RESTART,
     errors.Draining: RESTART,
 }

@@ -11,6 +11,7 @@ from typing import Final, cast
 
 import msgspec
 
+from sessions_api.domain.agents import AgentState
 from sessions_api.domain.ids import SessionId, TurnId
 from sessions_api.domain.messages import AnswerStatus, EntryKind, LogEntry, utf16_units
 from sessions_api.domain.sessions import Session
@@ -263,6 +264,13 @@ def updated(session: Session) -> Event:
     """The configuration changed; the event is published bare, the session read when it is told."""
     data = session_json(session)
     return Event("session.updated", session.session_id, session.now_ms, data, rev=session.rev)
+
+
+def availability(session_id: SessionId, time_ms: int, agent_id: str, state: AgentState) -> Event:
+    """Whether the session's agent is there; no fact of the session, so it has no ``rev``."""
+    since = iso(state.since_ms) if state.since_ms else msgspec.UNSET
+    data = wire.AgentAvailability(agent_id, state.state, since)
+    return Event("agent.availability", session_id, time_ms, _encode(data))
 
 
 def gap(session_id: SessionId, time_ms: int, data: wire.Gap) -> Event:

@@ -12,7 +12,7 @@ is the log's order. What makes the hint safe:
    reads from its cursor.
 3. *Positions are compared*, of all followed sessions in one batch: every 20 to
    40 s, and at once after a re-subscription. So a lost publish that nothing
-   follows is found too.
+   follows is found too. A running text has no position: it is read then.
 4. *The end is looked for*: within a second after a session's deadline its
    position is read, whether the keeper published anything or not.
 
@@ -27,13 +27,16 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from sessions_api.domain.ids import AppName, SessionId
+from sessions_api.domain.agents import AgentState
+from sessions_api.domain.ids import AgentId, AppName, SessionId
 from sessions_api.errors import Draining, TooManyFollowers
 from sessions_api.live.subscription import Subscription
 from sessions_api.live.tails import CHECK_S, LINGER_S, Tails
 from sessions_api.live.waiting import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sessions_api.store import Store
     from sessions_api.store.pubsub import Subscriber
 
@@ -48,6 +51,9 @@ log = structlog.get_logger(__name__)
 class Hub:
     """All live connections of this process.
 
+    *state_of* tells an agent's state as this process knows it, without asking
+    anybody; None: it knows of no such agent, and followers are told nothing.
+
     1. :meth:`start` before the first follower; it does not need Redis to be there.
     2. :meth:`drain` tells everybody to go elsewhere, and waits for them.
     3. :meth:`stop` ends what is left; no task and no connection remains.
@@ -57,12 +63,13 @@ class Hub:
         self,
         store: Store,
         *,
+        state_of: Callable[[AgentId], AgentState | None] = lambda _agent_id: None,
         max_followers: int = MAX_FOLLOWERS,
         max_followers_per_session: int = MAX_FOLLOWERS_PER_SESSION,
         check_s: tuple[float, float] = CHECK_S,
         linger_s: float = LINGER_S,
     ) -> None:
-        self._tails = Tails(store, check_s=check_s, linger_s=linger_s)
+        self._tails = Tails(store, state_of=state_of, check_s=check_s, linger_s=linger_s)
         self._max_followers = max_followers
         self._max_per_session = max_followers_per_session
         self._is_draining = False
@@ -100,6 +107,10 @@ class Hub:
     def subscriber(self) -> Subscriber:
         """The pub/sub connection: up or not, and its statistics."""
         return self._tails.subscriber
+
+    def agent_changed(self, agent_id: AgentId, state: AgentState) -> None:
+        """An agent came, went or became busy: its sessions' followers are told."""
+        self._tails.agent_changed(agent_id, state)
 
     # ------------------------------------------------------------ listeners
 

@@ -51,7 +51,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Restart(msgspec.Struct, frozen=True):
-    """A new attempt began: the text so far is void."""
+    """The text so far is void: a new attempt began, or the answer is other than what was streamed."""
 
     turn_id: TurnId
     message_id: MessageId

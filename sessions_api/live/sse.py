@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sessions_api.errors import FieldError, InvalidInput
 from sessions_api.live.closing import TOO_SLOW
+from sessions_api.live.patience import Patience
 from sessions_api.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -85,11 +86,13 @@ async def stream_events(
     """Write *subscription* until it closes or the client leaves; closes it in any case."""
     followers = metrics.FOLLOWERS.labels("sse")
     followers.inc()
+    patience = Patience()
     leaving = asyncio.create_task(_close_when_gone(receive, subscription), name="sse client")
     try:
         await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *headers]})
-        await _write(subscription, leaving, send, beat_s=beat_s, send_timeout_s=send_timeout_s)
+        await _write(subscription, leaving, send, patience, beat_s=beat_s, send_timeout_s=send_timeout_s)
     finally:
+        patience.close()
         followers.dec()
         subscription.close()
         leaving.cancel()
@@ -100,6 +103,7 @@ async def _write(
     subscription: Subscription,
     leaving: asyncio.Task[None],
     send: Send,
+    patience: Patience,
     *,
     beat_s: float,
     send_timeout_s: float,
@@ -109,7 +113,7 @@ async def _write(
     while True:
         closing = None
         try:
-            async with asyncio.timeout(beat_s):
+            with patience.within(beat_s):
                 event = await subscription.next()
         except TimeoutError:
             parts.append(BEAT)
@@ -129,7 +133,7 @@ async def _write(
         if leaving.done():
             return
         try:
-            async with asyncio.timeout(send_timeout_s):
+            with patience.within(send_timeout_s):
                 await send(
                     {"type": "http.response.body", "body": b"".join(parts), "more_body": closing is None}
                 )

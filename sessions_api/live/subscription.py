@@ -28,6 +28,7 @@ from sessions_api.errors import SessionNotFound, StorageError, StorageFault
 from sessions_api.live import events
 from sessions_api.live.closing import BUG, GOING_AWAY, GONE, OVER, RESTART, TOO_SLOW, Closing
 from sessions_api.live.events import LOGGED, Event
+from sessions_api.live.runningtext import RunningText
 from sessions_api.telemetry import metrics
 from sessions_api.wire.events import Gap
 
@@ -58,15 +59,13 @@ class Subscription:
         "_is_first",
         "_is_updated",
         "_live",
-        "_message_id",
         "_page",
         "_read_ms",
         "_recorded",
         "_rev",
         "_tail",
         "_tails",
-        "_turn_id",
-        "_units",
+        "_text",
         "_waiter",
         "cursor",
     )
@@ -81,9 +80,7 @@ class Subscription:
         self._after = after
         self._rev = 0
         self._read_ms = 0
-        self._turn_id = ""
-        self._message_id = ""
-        self._units = 0
+        self._text = RunningText()
         self._page: list[Event] = []  # what was read, newest first
         self._live: list[Event] = []  # oldest first; a deque takes 600 bytes of every idle follower
         self._bytes = 0
@@ -166,6 +163,11 @@ class Subscription:
         elif not self._is_behind:
             self._take(event)
 
+    def hear_of_agent(self, event: Event) -> None:
+        """Told at once, wherever the position is; who has no snapshot yet gets the state with it."""
+        if self._finished is None and not self._is_first:
+            self._queue(event)
+
     def fall_behind(self) -> None:
         """Something was missed, or may have been: read before going on."""
         if self._is_behind or self._finished is not None:
@@ -176,7 +178,8 @@ class Subscription:
 
     def compare(self, cursor: int, rev: int) -> None:
         """Compare with the session's true position."""
-        if not self._is_behind and (cursor, rev) != (self.cursor, self._rev):
+        # A running text has no position that could be compared: read whether a piece of it was lost.
+        if (cursor, rev) != (self.cursor, self._rev) or self._text.message_id:
             self.fall_behind()
 
     def finish(self, why: Closing, *, end: int | None = None) -> None:
@@ -204,7 +207,7 @@ class Subscription:
     def _queue(self, event: Event) -> None:
         self._live.append(event)
         self._bytes += event.size
-        if len(self._live) > MAX_EVENTS or self._bytes > MAX_BYTES:
+        if (len(self._live) > MAX_EVENTS or self._bytes > MAX_BYTES) and not self._leave_out_text():
             # What it has not read goes: its cursor leads it back to all of it.
             self._live.clear()
             self._page.clear()
@@ -212,6 +215,21 @@ class Subscription:
             self.finish(TOO_SLOW)
         else:
             self.wake()
+
+    def _leave_out_text(self) -> bool:
+        """Make room by the queued deltas: the draft, read again, brings all of them at once.
+
+        An agent that says a word at a time fills the queue of a follower that
+        only paused. False if that makes little room.
+        """
+        kept = [event for event in self._live if event.type != "turn.delta"]
+        size = sum(event.size for event in kept)
+        if len(kept) > MAX_EVENTS // 2 or size > MAX_BYTES // 2:
+            return False
+        self._live, self._bytes = kept, size
+        self._text.units = -1
+        self.fall_behind()
+        return True
 
     def _take(self, event: Event) -> None:
         """Queue *event* if it is the next one, drop it if it is known, else fall behind."""
@@ -243,33 +261,31 @@ class Subscription:
         self.cursor = event.cursor
         if (
             event.turn_id
-            and event.turn_id == self._turn_id
+            and event.turn_id == self._text.turn_id
             and (event.status or event.type != "message.created")
         ):
-            self._drop_text()
-
-    def _drop_text(self) -> None:
-        self._turn_id = self._message_id = ""
-        self._units = 0
+            self._text.drop()
 
     def _take_delta(self, event: Event) -> None:
-        is_ours = event.message_id == self._message_id
-        if not is_ours and (event.rev < self._rev or event.time_ms < self._read_ms):
-            return  # of an attempt that was over when we read
-        is_next = is_ours or not self._units
-        if event.rev <= self._rev and is_next and event.offset == self._units:
-            self._turn_id, self._message_id = event.turn_id, event.message_id
-            self._units += event.units
+        text = self._text
+        if event.message_id != text.message_id:
+            if event.rev < self._rev or event.time_ms < self._read_ms:
+                return  # of an attempt that was over when we read
+            if event.time_ms == self._read_ms:
+                self.fall_behind()  # or not: a millisecond later it is clear
+                return
+        if event.rev <= self._rev and text.goes_on_with(event):
+            text.grow(event)
             self._queue(event)
-        elif not is_ours or event.offset + event.units > self._units:
+        elif not text.has(event):
             self.fall_behind()
 
     def _take_fact(self, event: Event) -> None:
         self._rev = event.rev
         if event.type == "turn.started":
-            self._turn_id, self._message_id, self._units = event.turn_id, event.message_id, 0
-        elif event.type in {"turn.completed", "turn.queued"} and event.turn_id == self._turn_id:
-            self._drop_text()
+            self._text.begin(event.turn_id, event.message_id)
+        elif event.type in {"turn.completed", "turn.queued"} and event.turn_id == self._text.turn_id:
+            self._text.drop()
         elif event.type == "session.updated":
             self._is_updated = True
             self.fall_behind()
@@ -340,6 +356,9 @@ class Subscription:
             if self._is_first:
                 told.append(events.snapshot(session, page.draft, is_start=self._after is None))
                 self._know(session, page.draft)
+                availability = self._tail.availability()
+                if availability is not None:
+                    told.append(availability)
             elif self._is_updated:
                 told.append(events.updated(session))
                 self._is_updated = False
@@ -347,7 +366,7 @@ class Subscription:
             self.cursor = page.newest
         else:
             told += self._entries_of(page, self._after)
-        if session is not None and page.complete and self._is_news(session, page.draft):
+        if session is not None and page.complete and not self._knows(session, page.draft):
             told.append(events.snapshot(session, page.draft, is_start=False))
             self._know(session, page.draft)
         self._is_first = False
@@ -373,17 +392,9 @@ class Subscription:
             told.append(event)
         return told
 
-    def _is_news(self, session: Session, draft: Draft | None) -> bool:
-        """Whether session or running text are other than what the client was told."""
-        if session.rev != self._rev:
-            return True
-        units = draft.units if draft is not None else 0
-        if units != self._units:
-            return True
-        return bool(units) and draft is not None and draft.message_id != self._message_id
+    def _knows(self, session: Session, draft: Draft | None) -> bool:
+        return session.rev == self._rev and self._text.is_known(draft)
 
     def _know(self, session: Session, draft: Draft | None) -> None:
         self._rev = session.rev
-        self._turn_id = draft.turn_id if draft is not None else ""
-        self._message_id = draft.message_id if draft is not None else ""
-        self._units = draft.units if draft is not None else 0
+        self._text.know(draft)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 import structlog
 
 from sessions_api.domain import timeouts
-from sessions_api.domain.ids import SessionId
+from sessions_api.domain.agents import AgentState
+from sessions_api.domain.ids import AgentId, SessionId
 from sessions_api.domain.sessions import Session
 from sessions_api.errors import StorageError, StorageUnavailable
 from sessions_api.live import events
@@ -29,6 +30,8 @@ from sessions_api.store.pubsub import Subscriber
 from sessions_api.telemetry import metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sessions_api.store import Store
 
 LINGER_S: Final = 5.0
@@ -52,6 +55,9 @@ class Listener(Protocol):
     def offer(self, event: Event) -> None:
         """A live event, in the order of the channel; must be quick, and must not raise."""
 
+    def hear_of_agent(self, event: Event) -> None:
+        """Another state of the session's agent: no event of the channel, so it stands in no order."""
+
     def compare(self, cursor: int, rev: int) -> None:
         """The session's true position; where it is not the listener's, something was missed."""
 
@@ -71,12 +77,24 @@ class Listener(Protocol):
 class Tail:
     """One followed session: its listeners, and when it has to be looked at next."""
 
-    __slots__ = ("_tails", "channel", "due_s", "heard", "is_settled", "linger", "listeners", "session_id")
+    __slots__ = (
+        "_tails",
+        "agent_id",
+        "channel",
+        "due_s",
+        "heard",
+        "is_settled",
+        "linger",
+        "listeners",
+        "session_id",
+    )
 
     def __init__(self, tails: Tails, session_id: SessionId, channel: bytes) -> None:
         self._tails = tails
         self.session_id = session_id
         self.channel = channel
+        self.agent_id = ""
+        """As the session has it; empty until it was read."""
         self.listeners: dict[Listener, None] = {}
         self.heard = 0
         """Events heard so far: a position read while this moved proves nothing."""
@@ -101,8 +119,18 @@ class Tail:
             listener.offer(event)
 
     def learn(self, session: Session) -> None:
-        """What a read of the session says about its end."""
+        """What a read of the session says about its end, and whose it is."""
         self._tails.look_after_end(self, timeouts.end_ms(session.clock), session.now_ms)
+        if not self.agent_id:
+            self.agent_id = session.agent_id
+            self._tails.learn_agent(self)
+
+    def availability(self) -> Event | None:
+        """The state of the session's agent; None if this process knows of none."""
+        state = self._tails.state_of(AgentId(self.agent_id.lower()))
+        if state is None:
+            return None
+        return events.availability(self.session_id, self.now_ms, self.agent_id, state)
 
     async def settle(self) -> None:
         """A session past its end may not have been looked after yet: do it.
@@ -124,9 +152,15 @@ class Tails:
     """
 
     def __init__(
-        self, store: Store, *, check_s: tuple[float, float] = CHECK_S, linger_s: float = LINGER_S
+        self,
+        store: Store,
+        *,
+        state_of: Callable[[AgentId], AgentState | None],
+        check_s: tuple[float, float] = CHECK_S,
+        linger_s: float = LINGER_S,
     ) -> None:
         self.store = store
+        self.state_of = state_of
         self.reads = asyncio.Semaphore(READS_AT_ONCE)
         """Bounds the pages read at once: after an outage everybody wants one."""
         self.subscriber = Subscriber(
@@ -139,6 +173,7 @@ class Tails:
         self._check_s = check_s
         self._linger_s = linger_s
         self._tails: dict[bytes, Tail] = {}
+        self._of_agents: dict[AgentId, dict[Tail, None]] = {}
         self._left = asyncio.Event()
         self._due: list[tuple[float, int, Tail]] = []
         self._numbers = itertools.count()
@@ -230,8 +265,29 @@ class Tails:
         tail.linger = None
         if not tail.listeners:
             self._tails.pop(tail.channel, None)
+            self._forget_agent(tail)
             tail.due_s = float("inf")
             self.subscriber.unsubscribe(tail.channel)
+
+    # ------------------------------------------------------------ agents
+
+    def learn_agent(self, tail: Tail) -> None:
+        self._of_agents.setdefault(AgentId(tail.agent_id.lower()), {})[tail] = None
+
+    def _forget_agent(self, tail: Tail) -> None:
+        agent_id = AgentId(tail.agent_id.lower())
+        tails = self._of_agents.get(agent_id, {})
+        tails.pop(tail, None)
+        if not tails:
+            self._of_agents.pop(agent_id, None)
+
+    def agent_changed(self, agent_id: AgentId, state: AgentState) -> None:
+        """Tell the listeners of that agent's sessions."""
+        for tail in tuple(self._of_agents.get(AgentId(agent_id.lower()), ())):
+            if tail.listeners:
+                event = events.availability(tail.session_id, self.now_ms, tail.agent_id, state)
+                for listener in tuple(tail.listeners):
+                    listener.hear_of_agent(event)
 
     # ------------------------------------------------------------ what comes in
 

@@ -120,6 +120,9 @@ class Watch:
             self._must_read = True
         self._wake()
 
+    def hear_of_agent(self, event: Event) -> None:
+        """Nothing to do: the turn's outcome is all that is waited for."""
+
     def compare(self, cursor: int, rev: int) -> None:
         """Nothing to do: its turn is read every second."""
 
@@ -215,7 +218,7 @@ class Watch:
                         "timed_out", self._turn_id, error=AgentTimedOut(self._turn_id, timeout_ms)
                     )
             if outcome is not None:
-                if self._with_text and outcome.answer is not None:
+                if self._with_text and outcome.error is None:
                     for part in self._spoken.finish(self._turn_id, outcome.answer):
                         yield part
                 yield outcome
@@ -242,14 +245,14 @@ class Watch:
             case "message.created" if event.status:
                 self._answer = event.entry
             case "turn.completed":
-                if self._answer is not None or not event.message_id:
+                if (self._answer is not None or not event.message_id) and not self._must_restart():
                     return Outcome("completed", self._turn_id, answer=self._answer)
                 self._must_read = True
             case "turn.cancelled" if event.entry is not None:
                 cancelled = _cancellation.decode(event.entry.body)
                 if cancelled.by == "delete":
                     return self._deleted()
-                if self._answer is not None:
+                if self._answer is not None and not self._must_restart():
                     return Outcome("cancelled", self._turn_id, answer=self._answer)
                 self._must_read = True
             case "turn.failed" if event.entry is not None:
@@ -263,11 +266,15 @@ class Watch:
                 self._must_read = event.type == "session.expired" or self._must_read
         return None
 
+    def _must_restart(self) -> bool:
+        """Whether the poster was told what the answer is not: the turn says of which attempt it is."""
+        return self._with_text and self._spoken.is_other(self._answer)
+
     def _deleted(self) -> Outcome:
         return Outcome("deleted", self._turn_id, error=SessionNotFound(self._session_id))
 
     def _failed(self, failure: _Failure) -> Outcome:
-        error = AgentFailed(self._turn_id, failure.attempts, failure.message)
+        error = AgentFailed(self._turn_id, failure.attempts, failure.message, failure.code)
         return Outcome("failed", self._turn_id, error=error)
 
     async def _read(self) -> tuple[Outcome | None, list[Chunk | Restart]]:
@@ -280,6 +287,7 @@ class Watch:
                 turn = await turns.read(self._session_id, self._turn_id, app=None)
             if turn.is_open:
                 return None, await self._missed(turn)
+            self._spoken.attempt = turn.attempt
             return await self._outcome_of(turn), []
         except TurnNotFound:
             answer = await turns.answer(self._session_id, self._turn_id, app=None)
@@ -314,7 +322,7 @@ class Watch:
         """The text that was published unheard."""
         if not self._with_text or not self._spoken.misses(turn):
             return []
-        draft = (await self._tails.store.log.replay(self._session_id, app=None, after=None)).draft
-        if draft is None or draft.turn_id != self._turn_id:
+        page = await self._tails.store.log.replay(self._session_id, app=None, after=None)
+        if page.session is None or page.draft is None or page.draft.turn_id != self._turn_id:
             return []
-        return self._spoken.catch_up(draft)
+        return self._spoken.catch_up(page.draft, page.session.now_ms)

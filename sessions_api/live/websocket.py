@@ -27,10 +27,13 @@ from sessions_api.domain.ids import SessionId
 from sessions_api.errors import BodyTooLarge, FieldError, InvalidInput, MalformedBody, SessionsError
 from sessions_api.live.closing import BAD_FRAME, TOO_MANY, Closing, closing_of
 from sessions_api.live.operations import Answer, Caller, Operations
+from sessions_api.live.patience import Patience
 from sessions_api.telemetry import metrics
-from sessions_api.wire.problems import problem_of
+from sessions_api.wire.problems import NOTHING, problem_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.types import Receive, Send
 
     from sessions_api.live.hub import Hub
@@ -105,6 +108,7 @@ class Conversation:
         "_is_gone",
         "_offered",
         "_operations",
+        "_patience",
         "_rate",
         "_receive",
         "_request_id",
@@ -142,6 +146,7 @@ class Conversation:
         self._offered = offered
         self._send_timeout_s = send_timeout_s
         self._turn_to_send = asyncio.Lock()
+        self._patience = Patience()
         self._subscription: Subscription  # from run() on
         self._is_gone = False
         self._rate = Rate()
@@ -176,6 +181,7 @@ class Conversation:
             if reading is not None:
                 reading.cancel()
                 await asyncio.wait([reading])
+            self._patience.close()
 
     # ------------------------------------------------------------ out
 
@@ -200,7 +206,8 @@ class Conversation:
             sent.inc()
 
     async def _say(self, message: dict[str, Any]) -> None:
-        async with asyncio.timeout(self._send_timeout_s):
+        """Send it; whoever calls holds the turn to send."""
+        with self._patience.within(self._send_timeout_s):
             await self._send(message)
 
     async def _reply(self, frame: bytes) -> None:
@@ -239,7 +246,9 @@ class Conversation:
                 return
             answer = await self._do(kind, frame)
         except SessionsError as error:
-            await self._reply(self._error_frame(error, ref))
+            turn_id = frame.get("turnId")
+            as_sent = {"turnId": turn_id} if isinstance(turn_id, str) else NOTHING
+            await self._reply(self._error_frame(error, ref, as_sent))
         except Exception as error:  # the other frames, and the stream, must not suffer
             log.exception("frame_failed", request_id=self._request_id, session_id=self._session_id)
             await self._reply(self._error_frame(error, ref))
@@ -276,8 +285,10 @@ class Conversation:
             before.close()
             await self._say({"type": "websocket.send", "text": _ack(ref, Answer(200, b"{}")).decode()})
 
-    def _error_frame(self, error: Exception, ref: str | int | None) -> bytes:
-        return error_frame(error, ref, request_id=self._request_id, instance=self._instance)
+    def _error_frame(
+        self, error: Exception, ref: str | int | None, as_sent: Mapping[str, str] = NOTHING
+    ) -> bytes:
+        return error_frame(error, ref, request_id=self._request_id, instance=self._instance, as_sent=as_sent)
 
 
 async def refuse(
@@ -349,9 +360,16 @@ def _ack(ref: str | int | None, answer: Answer) -> bytes:
     return front.encode() + answer.body + b"}"
 
 
-def error_frame(error: Exception, ref: str | int | None, *, request_id: str, instance: str) -> bytes:
+def error_frame(
+    error: Exception,
+    ref: str | int | None,
+    *,
+    request_id: str,
+    instance: str,
+    as_sent: Mapping[str, str] = NOTHING,
+) -> bytes:
     """The error envelope of HTTP as a frame."""
-    problem = problem_of(error, request_id=request_id, instance=instance)
+    problem = problem_of(error, request_id=request_id, instance=instance, as_sent=as_sent)
     envelope = _envelope.decode(problem.body)
     return _encode(
         {

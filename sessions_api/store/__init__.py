@@ -1,7 +1,7 @@
 """State in Redis: the only floor that speaks to it.
 
 Start at ``keys.py`` (every key), then ``scripts.py`` and ``lua/`` (every
-transition), then the stores: sessions, listing, log, turns, alarms, agents.
+transition), then the stores: sessions, listing, log, turns, alarms, agents, attendance.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from sessions_api.domain.ids import PARTITIONS
 from sessions_api.errors import SettingsError
 from sessions_api.store.agents import Agents
 from sessions_api.store.alarms import Alarms
+from sessions_api.store.attendance import Attendance
 from sessions_api.store.connection import Redis
 from sessions_api.store.keys import SCHEMA, Keyspace
 from sessions_api.store.listing import Listing
@@ -32,6 +33,7 @@ class Store:
         self.turns = Turns(self.scripts)
         self.alarms = Alarms(self.scripts)
         self.agents = Agents(self.scripts)
+        self.attendance = Attendance(self.scripts, self.turns)
 
     async def open(self) -> None:
         """Check that what is stored is of our schema, or say so in an empty Redis; read the agents.
@@ -53,6 +55,7 @@ class Store:
         if problems:
             raise SettingsError(problems)
         await self.agents.refresh()
+        await self.attendance.refresh()
 
 
 __all__ = ["Redis", "Store"]

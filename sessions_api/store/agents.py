@@ -7,19 +7,22 @@ it has. Creating a session therefore costs no extra round trip to know its agent
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from sessions_api.domain.agents import AgentDefinition
-from sessions_api.domain.ids import AgentId
+from sessions_api.domain.ids import PARTITIONS, AgentId
 from sessions_api.errors import AgentNotFound
-from sessions_api.store.scripts import load
+from sessions_api.store.scripts import load, unknown
 
 if TYPE_CHECKING:
     from sessions_api.store.scripts import Scripts
 
 DEFINE = load("define")
+UNDEFINE = load("undefine")
+SERVING = load("serving")
 
 _decode = msgspec.json.Decoder(AgentDefinition).decode
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -54,11 +57,42 @@ class Agents:
             raise AgentNotFound(agent_id)
         return known
 
-    async def put(self, definition: AgentDefinition) -> None:
-        """Define an agent; the last definition wins, the same one again changes nothing."""
+    async def put(self, definition: AgentDefinition) -> bool:
+        """Define an agent; whether it is new. The last definition wins, the same again changes nothing."""
         key = self._scripts.keyspace.definitions
-        await self._scripts.redis.script(DEFINE, [key], (definition.agent_id, _encode(definition)))
+        reply = await self._scripts.redis.script(DEFINE, [key], (definition.agent_id, _encode(definition)))
         self._definitions[definition.agent_id] = definition
+        match reply:
+            case [b"new"]:
+                return True
+            case [b"changed" | b"same"]:
+                return False
+            case _:
+                raise unknown(DEFINE, reply)
+
+    async def forget(self, agent_id: AgentId) -> bool:
+        """Forget a definition; False if there was none. What the agent's sessions hold stays."""
+        key = self._scripts.keyspace.definitions
+        reply, repeated = await self._scripts.redis.script_reply(UNDEFINE, [key], (agent_id,))
+        self._definitions.pop(agent_id, None)
+        match reply:
+            case [b"ok"]:
+                return True
+            case [b"unknown"]:
+                return repeated
+            case _:
+                raise unknown(UNDEFINE, reply)
+
+    async def sessions_of(self, agent_id: AgentId) -> int:
+        """How many live sessions the agent has, of all apps. One round trip."""
+        redis, keyspace = self._scripts.redis, self._scripts.keyspace
+        counts = await asyncio.gather(
+            *(
+                redis.script(SERVING, [keyspace.partition(number).agents], (agent_id,))
+                for number in range(PARTITIONS)
+            )
+        )
+        return sum(counts)
 
     async def refresh(self) -> bool:
         """Read the definitions if they changed; whether they had."""

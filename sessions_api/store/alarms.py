@@ -26,6 +26,7 @@ import msgspec
 
 from sessions_api.domain.ids import SessionId, partition_of_session
 from sessions_api.store.scripts import load, unknown
+from sessions_api.store.written import count_lost
 
 if TYPE_CHECKING:
     from sessions_api.store.keys import PartitionKeys
@@ -61,6 +62,7 @@ class PartitionGauges(msgspec.Struct, frozen=True):
     near: int
     due: int
     ready: int
+    running: int
 
 
 class Alarms:
@@ -76,7 +78,9 @@ class Alarms:
         if reply[0] == b"absent":
             return Rung("absent", 0)
         match self._scripts.checked(ALARM, session_id, reply):
-            case [b"expired" | b"warned" | b"lapsed" | b"idle" as word, _, lag_ms]:
+            case [b"expired" | b"warned" | b"lapsed" | b"idle" as word, _, lag_ms, lost]:
+                if lost:
+                    count_lost(lost.decode())
                 return Rung(word.decode(), int(lag_ms))
             case _:
                 raise unknown(ALARM, reply)
@@ -118,7 +122,7 @@ class Alarms:
     async def prune(self, partition: int, index: str, after: bytes = b"", limit: int = 500) -> bytes | None:
         """Drop members of *index* whose session is gone: one batch; the position to go on from, or None.
 
-        *index*: users, agents, near, ready or due. Indexes in order of members;
+        *index*: users, agents, near, ready, running or due. Indexes in order of members;
         ``near`` and ``due``, whose scores differ, are taken whole by rank.
         """
         keys = self._of(partition)
@@ -146,7 +150,7 @@ class Alarms:
         counts = await asyncio.gather(
             *(
                 self._scripts.redis.command(b"ZCARD", key, safe=True)
-                for key in (keys.users, keys.near, keys.due, keys.ready)
+                for key in (keys.users, keys.near, keys.due, keys.ready, keys.running)
             )
         )
         return PartitionGauges(*counts)

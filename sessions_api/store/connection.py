@@ -168,23 +168,13 @@ class Redis:
             StorageFull: Redis is out of memory; nothing was written.
             StorageFault: the script failed: our bug.
         """
-        line = self._lifeline.line
-        command = (b"EVALSHA", script.sha1, len(keys), *keys, *args)
-        started_s = self._loop_time()
         self._count(script)
-        error: Exception | None = None
-        if line is not None:
-            try:
-                return await self._send(line, command)
-            except (LineLost, ServerError) as failure:
-                error = failure
-        return (await self._persist(command, started_s, error, script=script)).value
+        return (await self._call((b"EVALSHA", script.sha1, len(keys), *keys, *args), script=script)).value
 
     async def script_reply(self, script: Script, keys: Sequence[Arg], args: Sequence[Arg] = ()) -> Reply:
         """As :meth:`script`, for callers to whom a repeat makes a difference."""
         self._count(script)
-        command = (b"EVALSHA", script.sha1, len(keys), *keys, *args)
-        return await self._persist(command, self._loop_time(), None, script=script)
+        return await self._call((b"EVALSHA", script.sha1, len(keys), *keys, *args), script=script)
 
     async def command(self, *command: Arg, safe: bool = False) -> Any:
         """Run one plain command and return its reply, bytes undecoded.
@@ -192,7 +182,7 @@ class Redis:
         *safe* says that running it twice does no harm; only then is it repeated
         when its outcome is unknown. Raises as :meth:`script`.
         """
-        return (await self._persist(command, self._loop_time(), None, safe=safe)).value
+        return (await self._call(command, safe=safe)).value
 
     def post(self, *command: Arg) -> None:
         """Send one command and forget it: for hints, which may get lost."""
@@ -213,6 +203,20 @@ class Redis:
         if trips is not None:
             trips.add((id(line), self.stats.round_trips))
         return line.send(command)
+
+    async def _call(
+        self, command: tuple[Arg, ...], *, script: Script | None = None, safe: bool = False
+    ) -> Reply:
+        """The first try, without a timer of its own: the line has one for all of its replies."""
+        line = self._lifeline.line
+        started_s = self._loop_time()
+        error: Exception | None = None
+        if line is not None:
+            try:
+                return Reply(await self._send(line, command), repeated=False)
+            except (LineLost, ServerError) as failure:
+                error = failure
+        return await self._persist(command, started_s, error, script=script, safe=safe)
 
     async def _persist(
         self,

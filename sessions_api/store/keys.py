@@ -12,12 +12,16 @@ key                       type    holds                                         
 ``once:{t}:<sha256>``     string  idempotency: what the first success was, no content 24 h, or 10 s
 ``due:{t}``               zset    sid → next alarm: the promise                       standing
 ``ready:{t}``             zset    ``<aid>:<ms>:<sid>`` with queued work               standing
+``running:{t}``           zset    ``<aid>:<sid>`` whose turn runs                      standing
 ``users:{t}``             zset    ``<app>:<uid>:<listedMs>:<sid>``                   standing
 ``agents:{t}``            zset    ``<app>:<aid>:<listedMs>:<sid>``                   standing
 ``near:{t}``              zset    sid → deadline, of sessions that were warned        standing
 ``keeper:{t}``            string  the replica that keeps the partition                lease, 4 s
 ``replicas``              zset    replica → last sign of life                         standing
 ``definitions``           hash    agent id → definition; ``version`` counts changes   standing
+``states:{agents}``       hash    agent id → state, since; ``version`` counts changes standing
+``presence:{agents}``     zset    agent id → when its workers are looked at again     standing
+``workers:{agents}:<aid>`` hash   worker, replica → present until, free, capacity     the last presence
 ``meta``                  hash    schema version and number of partitions             standing
 ========================  ======  ==================================================  =====================
 
@@ -27,8 +31,9 @@ chosen so that their slots lie evenly over the slot space; bare indices leave
 nodes of a cluster idle. Every write to a per-session key leaves a TTL; the keys
 without one are the standing ones, and :func:`is_standing` is their list.
 
-Channels: ``live:{t}:<sid>`` (what happens to a session), ``wake:{<aid>}`` (an
-agent has work). They are no keys, but carry the same tags.
+Channels: ``live:{t}:<sid>`` (what happens to a session), ``wake:{<aid>}`` (one
+word, a session: the agent has work there; two words, a session and a turn: it
+ended by another hand than its worker's). They are no keys, but carry tags.
 """
 
 from __future__ import annotations
@@ -53,19 +58,34 @@ TAGS: tuple[str, ...] = tuple(
 if len(TAGS) != PARTITIONS:
     raise AssertionError(TAGS)
 
-_STANDING = ("due", "ready", "users", "agents", "near", "replicas", "definitions", "meta")
+_STANDING = (
+    "due", "ready", "running", "users", "agents", "near",
+    "replicas", "definitions", "meta", "states", "presence",
+)  # fmt: skip
 
 
 class Keyspace:
     """Names keys under one prefix (``SESSIONS_KEY_PREFIX``)."""
 
-    __slots__ = ("_partitions", "definitions", "meta", "prefix", "replicas")
+    __slots__ = (
+        "_partitions",
+        "_workers_",
+        "definitions",
+        "meta",
+        "prefix",
+        "presence",
+        "replicas",
+        "states",
+    )
 
     def __init__(self, prefix: str = "sa:") -> None:
         self.prefix = prefix
         self.replicas = f"{prefix}replicas".encode()
         self.definitions = f"{prefix}definitions".encode()
         self.meta = f"{prefix}meta".encode()
+        self.presence = f"{prefix}presence:{{agents}}".encode()
+        self.states = f"{prefix}states:{{agents}}".encode()
+        self._workers_ = f"{prefix}workers:{{agents}}:"
         self._partitions = [PartitionKeys(prefix, tag) for tag in TAGS]
 
     def partition(self, number: int) -> PartitionKeys:
@@ -78,6 +98,10 @@ class Keyspace:
     def wake(self, agent_id: AgentId) -> bytes:
         """The channel on which an agent's new work is announced."""
         return f"{self.prefix}wake:{{{agent_id}}}".encode()
+
+    def workers(self, agent_id: AgentId) -> bytes:
+        """Who serves an agent; in one slot for all agents, so that one script tells of many."""
+        return f"{self._workers_}{agent_id}".encode()
 
     def session_of_alarm(self, key: bytes) -> SessionId | None:
         """The session whose alarm key *key* is, or None if it is no alarm key of ours."""
@@ -97,13 +121,14 @@ class PartitionKeys:
 
     def __init__(self, prefix: str, tag: str) -> None:
         self.tag = tag
-        for name in ("due", "ready", "users", "agents", "near", "keeper"):
+        for name in ("due", "ready", "running", "users", "agents", "near", "keeper"):
             setattr(self, name, f"{prefix}{name}:{{{tag}}}".encode())
         for name in ("session", "alarm", "log", "turns", "draft", "once", "live"):
             setattr(self, f"{name}_", f"{prefix}{name}:{{{tag}}}:".encode())
 
     due: bytes
     ready: bytes
+    running: bytes
     users: bytes
     agents: bytes
     near: bytes
@@ -131,6 +156,10 @@ class SessionKeys:
         return self.partition.session_ + self.sid
 
     @property
+    def log(self) -> bytes:
+        return self.partition.log_ + self.sid
+
+    @property
     def live(self) -> bytes:
         return self.partition.live_ + self.sid
 
@@ -139,7 +168,7 @@ class SessionKeys:
         return self.partition.once_ + digest.encode()
 
     def all(self) -> list[bytes]:
-        """session, alarm, log, turns, draft, due, ready, users, agents, near, live."""
+        """session, alarm, log, turns, draft, due, ready, users, agents, near, running, live."""
         part, sid = self.partition, self.sid
         return [
             part.session_ + sid,
@@ -152,5 +181,6 @@ class SessionKeys:
             part.users,
             part.agents,
             part.near,
+            part.running,
             part.live_ + sid,
         ]

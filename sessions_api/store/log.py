@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sessions_api.domain.ids import AppName, MessageId, SessionId, TurnId
+from sessions_api.domain.ids import AgentId, AppName, MessageId, SessionId, TurnId
 from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.turns import Draft
-from sessions_api.errors import BacklogFull, IdempotencyMismatch, SessionBusy, SessionExpired
+from sessions_api.errors import (
+    AgentUnavailable,
+    BacklogFull,
+    IdempotencyMismatch,
+    SessionBusy,
+    SessionExpired,
+)
+from sessions_api.store.pages import read_messages
 from sessions_api.store.records import draft_of, entry_of
 from sessions_api.store.scripts import FIELDS, expired_of, load, session_of, unknown
 from sessions_api.telemetry import metrics
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from sessions_api.store.sessions import Once
 
 APPEND = load("append")
+SPEAK = load("speak")
 HISTORY = load("history")
 REPLAY = load("replay")
 
@@ -32,7 +40,7 @@ PAGE_BYTES = 256 * 1024
 
 
 class Appended(msgspec.Struct, frozen=True):
-    """An accepted message: where it stands in the log and which turn answers it.
+    """An accepted message: where it stands in the log and which turn answers it ("": none).
 
     *is_repeat*: an idempotency key had it accepted before; *session* may be
     expired by now.
@@ -81,7 +89,7 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Log:
-    """What was said in sessions; each method is one round trip, and of one script but for ``positions``."""
+    """What was said in sessions; each method is one round trip, where it does not say otherwise."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -95,11 +103,13 @@ class Log:
         turn_id: TurnId,
         on_busy: OnBusy | None = None,
         once: Once | None = None,
+        is_agent_away: bool = False,
     ) -> Appended:
         """A user's message enters the log and gets its turn (*turn_id*, unless it joins one).
 
         Raises:
             SessionNotFound, SessionExpired
+            AgentUnavailable: *is_agent_away*, and the message is no repeat of one that was accepted.
             SessionBusy: ``reject``, and a turn is open.
             BacklogFull: 100 messages or 4 MiB wait already.
             IdempotencyMismatch: the key came with other content before.
@@ -113,6 +123,7 @@ class Log:
             message.body,
             on_busy or b"",
             once.fingerprint if once else b"",
+            int(is_agent_away),
             once=once.digest if once else message.message_id,
         )
         match reply:
@@ -127,6 +138,8 @@ class Log:
                     was_renewed=int(renewed) == 1,
                     is_repeat=word == b"repeated",
                 )
+            case [b"away", _, agent_id]:
+                raise AgentUnavailable(agent_id.decode())
             case [b"busy", _, turn, state]:
                 raise SessionBusy(session_id, turn.decode(), state.decode())
             case [b"backlog", _, queued]:
@@ -135,6 +148,50 @@ class Log:
                 raise IdempotencyMismatch
             case _:
                 raise unknown(APPEND, reply)
+
+    async def speak(
+        self,
+        session_id: SessionId,
+        *,
+        app: AppName | None,
+        agent: AgentId | None,
+        message: NewMessage,
+        once: Once | None = None,
+    ) -> Appended:
+        """A message that nobody asked for enters the log, by the agent or the system.
+
+        It gets no turn and renews nothing. A body that does not begin with its
+        ``authorId`` is by the session's agent.
+
+        Raises:
+            SessionNotFound: also if *agent* is given and is not the session's.
+            SessionExpired
+            IdempotencyMismatch: the key came with other content before.
+        """
+        reply = await self._scripts.run(
+            SPEAK,
+            session_id,
+            app,
+            message.message_id,
+            message.body,
+            agent or b"",
+            once.fingerprint if once else b"",
+            once=once.digest if once else message.message_id,
+        )
+        match reply:
+            case [b"ok" | b"repeated" as word, _, now, message_id, cursor, fields]:
+                return Appended(
+                    session=session_of(session_id, now, fields),
+                    message_id=MessageId(message_id.decode()),
+                    cursor=int(cursor),
+                    turn_id=TurnId(""),
+                    was_renewed=False,
+                    is_repeat=word == b"repeated",
+                )
+            case [b"mismatch", _]:
+                raise IdempotencyMismatch
+            case _:
+                raise unknown(SPEAK, reply)
 
     async def history(
         self,
@@ -146,21 +203,36 @@ class Log:
         after: int | None = None,
         ended: bool = False,
     ) -> HistoryPage:
-        """One page of messages; both bounds are exclusive cursors.
+        """One page of messages, newest first; both bounds are exclusive cursors.
+
+        With *after* alone these are the oldest of the newer ones. The log also holds
+        turns that failed or were cancelled; a page counts messages only, and takes
+        another round trip where many of the others lie between.
 
         Raises:
             SessionNotFound
             SessionExpired: unless *ended* asks for the log of an expired session.
         """
         # Redis refuses to look before its very first stream id, and ids of more than 64 bits.
-        low = "" if after is None else max(0, min(after, MAX_CURSOR))
-        high = "" if before is None else max(1, min(before, MAX_CURSOR))
-        reply = await self._scripts.look(HISTORY, session_id, app, limit, high, low, int(ended))
-        match reply:
-            case [b"ok", _, more, entries]:
-                return HistoryPage([entry_of(entry) for entry in entries], more == 1)
-            case _:
-                raise unknown(HISTORY, reply)
+        low = b"-" if after is None else b"(%d-0" % max(0, min(after, MAX_CURSOR))
+        high = b"+" if before is None else b"(%d-0" % max(1, min(before, MAX_CURSOR))
+        is_forward = after is not None and before is None
+        # First the page, then whether it may be shown: a session that may be read now could be
+        # read a moment ago, so whatever comes between the two, the page is one that was there.
+        page, reply = await asyncio.gather(
+            read_messages(
+                self._scripts.redis,
+                self._scripts.keyspace.of(session_id).log,
+                limit=limit,
+                low=low,
+                high=high,
+                is_forward=is_forward,
+            ),
+            self._scripts.look(HISTORY, session_id, app, int(ended), keys=1),
+        )
+        if reply[0] != b"ok":
+            raise unknown(HISTORY, reply)
+        return HistoryPage(page.entries[::-1] if is_forward else page.entries, page.has_more)
 
     async def replay(
         self, session_id: SessionId, *, app: AppName | None, after: int | None, limit: int = PAGE_ENTRIES

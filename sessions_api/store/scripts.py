@@ -57,7 +57,8 @@ def load(name: str) -> Script:
     if not needs:
         return Script(name, text)
     parts = "\n".join((folder / "lib" / f"{part}.lua").read_text() for part in needs[1].split())
-    return Script(name, "\n".join([_field_access(), _used(parts, by=text), text]))
+    session = [_field_access()] if "session" in needs[1].split() else []
+    return Script(name, "\n".join([*session, _used(parts, by=text), text]))
 
 
 def _used(parts: str, *, by: str) -> str:
@@ -166,10 +167,12 @@ class Scripts:
         reply = await self.redis.script(script, own, (of.sid, app or b"", *args))
         return self.checked(script, session_id, reply)
 
-    async def run_noting_repeats(self, script: Script, session_id: SessionId, app: AppName | None) -> Reply:
+    async def run_noting_repeats(
+        self, script: Script, session_id: SessionId, app: AppName | None, *args: Arg
+    ) -> Reply:
         """As :meth:`run`, unchecked, with whether an earlier try may have been run."""
         of = self.keyspace.of(session_id)
-        return await self.redis.script_reply(script, of.all(), (of.sid, app or b""))
+        return await self.redis.script_reply(script, of.all(), (of.sid, app or b"", *args))
 
     def checked(self, script: Script, session_id: SessionId, reply: list[Any]) -> list[Any]:
         """*reply*, if it is this session's and the session can be used."""

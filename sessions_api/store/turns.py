@@ -2,28 +2,41 @@
 
 A worker's write names its turn and its fence. It finds its own turn open (done),
 its own earlier success (the same again), the turn cancelled (told, nothing is
-written), or another attempt or final failure (:class:`TurnLost`).
+written), another attempt or the end of its own (:class:`TurnLost`), or no such turn.
+What it replies and counts is in ``written.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from sessions_api.domain.ids import PARTITIONS, AgentId, AppName, MessageId, SessionId, TurnId
 from sessions_api.domain.messages import utf16_units
 from sessions_api.domain.turns import ClaimedTurn, Turn
-from sessions_api.errors import AnswerTooLarge, DeltaGap, TurnLost, TurnNotFound
+from sessions_api.errors import (
+    AnswerTooLarge,
+    DeltaGap,
+    SessionExpired,
+    SessionNotFound,
+    TurnLost,
+    TurnNotFound,
+)
+from sessions_api.store.pages import Messages, read_messages
 from sessions_api.store.records import entry_of, turn_of
-from sessions_api.store.scripts import load, session_of, unknown
-from sessions_api.telemetry import metrics
+from sessions_api.store.scripts import FIELDS, load, session_of, unknown
+from sessions_api.store.written import Written, count_became, count_lost, read_written
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from sessions_api.domain.messages import LogEntry
     from sessions_api.store.connection import Script
+    from sessions_api.store.lines import Arg
     from sessions_api.store.scripts import Scripts
+    from sessions_api.store.written import Outcome
 
 CLAIM = load("claim")
 DELTA = load("delta")
@@ -31,12 +44,17 @@ EXTEND = load("extend")
 COMPLETE = load("complete")
 FAIL = load("fail")
 CANCEL = load("cancel")
+ABANDON = load("abandon")
 TURN = load("turn")
 ANSWER = load("answer")
 STALE = load("stale")
 
 MAX_ANSWER_CHARS = 100_000
+HISTORY_BYTES = 256 * 1024
+NOTHING_SAID = Messages([], has_more=False)
+FEW = 8
 STALE_READY_MS = 500
+OPEN_PER_PARTITION = 100
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -47,7 +65,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Turns:
-    """The work of agents; each method is one script and one round trip, ``next_ready`` aside."""
+    """The work of agents; each method is one script and one round trip, where it does not say otherwise."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -94,25 +112,36 @@ class Turns:
         max_attempts: int,
         history: int = 50,
     ) -> Claim:
-        """Take the session's oldest queued turn; *fence_bits* are 64 random bits, drawn per claim."""
+        """Take the session's oldest queued turn; *fence_bits* are 64 random bits, drawn per claim.
+
+        *history*: how many messages from before it come along. Where there are any
+        they are a second round trip, and not part of the first: most claims of a
+        service with several replicas find the turn taken, and would read for nothing.
+        """
         of = self._scripts.keyspace.of(session_id)
         reply = await self._scripts.redis.script(
             CLAIM,
             of.all(),
-            (of.sid, b"", worker, fence_bits, message_id, turn_ms, max_attempts, history, agent_id),
+            (of.sid, b"", worker, fence_bits, message_id, turn_ms, max_attempts, agent_id),
         )
         match self._scripts.checked(CLAIM, session_id, reply):
-            case [b"claimed", _, now, following, record, messages, past, more, fields]:
+            case [b"claimed", _, now, following, was_lapsed, record, asked, fields]:
                 session = session_of(session_id, now, fields)
+                if was_lapsed:
+                    count_lost(agent_id)
+                messages = [entry_of(entry) for entry in asked]
+                past = NOTHING_SAID
+                if history and messages[0].prev:
+                    past = await self._past(of.log, messages[0].cursor, history, fields)
                 turn = ClaimedTurn(
                     session_id=session_id,
                     agent_id=session.agent_id,
                     user_id=session.user_id,
                     metadata=session.metadata,
                     turn=turn_of(record),
-                    messages=[entry_of(entry) for entry in messages],
-                    history=[entry_of(entry) for entry in past],
-                    more=more == 1,
+                    messages=messages,
+                    history=past.entries[::-1],
+                    more=past.has_more,
                     now_ms=int(now),
                 )
                 return Claim(turn, _session_id(following))
@@ -121,68 +150,124 @@ class Turns:
             case _:
                 raise unknown(CLAIM, reply)
 
+    def _past(self, log: bytes, before: int, history: int, fields: list[bytes]) -> Awaitable[Messages]:
+        is_small = int(fields[FIELDS.index("log_bytes")]) <= 4 * HISTORY_BYTES
+        return read_messages(
+            self._scripts.redis,
+            log,
+            limit=history,
+            high=b"(%d-0" % before,
+            max_bytes=HISTORY_BYTES,
+            page_entries=None if is_small else FEW,  # of what may be megabytes, most would not be kept
+        )
+
     async def delta(
         self, session_id: SessionId, turn_id: TurnId, *, fence: str, text: str, offset: int
-    ) -> bool:
-        """Append *text* at *offset* (UTF-16 units) of the running answer; True if it was cancelled.
+    ) -> Written:
+        """Append *text* at *offset* (UTF-16 units) of the running answer.
 
         Raises:
-            SessionNotFound, SessionExpired, TurnLost
+            SessionNotFound, SessionExpired, TurnNotFound, TurnLost
             DeltaGap: *offset* leaves a hole.
             AnswerTooLarge: the turn has failed for good.
         """
-        reply = await self._scripts.run(
-            DELTA, session_id, None, turn_id, fence, text, utf16_units(text), offset, MAX_ANSWER_CHARS
+        units = utf16_units(text)
+        return await self._write(
+            DELTA,
+            session_id,
+            turn_id,
+            (fence, text, units, offset, MAX_ANSWER_CHARS),
+            is_first_text=offset == 0 and units > 0,
         )
-        match reply:
-            case [b"gap", _, expected]:
-                raise DeltaGap(turn_id, int(expected))
-            case [b"large", _]:
-                raise AnswerTooLarge(turn_id, MAX_ANSWER_CHARS)
-            case _:
-                return _is_cancelled(DELTA, reply, turn_id)
 
-    async def extend(self, session_id: SessionId, turn_id: TurnId, *, fence: str) -> bool:
-        """Hold the turn for another lease; True if it was cancelled.
+    async def extend(self, session_id: SessionId, turn_id: TurnId, *, fence: str) -> Written:
+        """Hold the turn for another lease.
 
         Raises:
-            SessionNotFound, SessionExpired, TurnLost
+            SessionNotFound, SessionExpired, TurnNotFound
+            TurnLost: also past the attempt's deadline.
         """
-        return _is_cancelled(
-            EXTEND, await self._scripts.run(EXTEND, session_id, None, turn_id, fence), turn_id
-        )
+        return await self._write(EXTEND, session_id, turn_id, (fence,))
 
     async def complete(
-        self, session_id: SessionId, turn_id: TurnId, *, fence: str, body: bytes | None
-    ) -> bool:
-        """The answer (None: empty) enters the log and ends the turn; True if it was cancelled.
+        self,
+        session_id: SessionId,
+        turn_id: TurnId,
+        *,
+        fence: str,
+        body: bytes | None = None,
+        around: tuple[bytes, bytes] | None = None,
+        is_more: bool = False,
+    ) -> Written:
+        """The answer (None: empty) enters the log and ends the turn.
+
+        Its JSON comes without ``id`` and ``authorId``, which the script puts in
+        front. With *around* the content is what was streamed: it stands between the
+        two as a JSON string. Where that is nothing the answer is empty, and is
+        stored only if there *is more* to it.
 
         Raises:
-            SessionNotFound, SessionExpired, TurnLost
+            SessionNotFound, SessionExpired, TurnNotFound, TurnLost
         """
-        reply = await self._scripts.run(COMPLETE, session_id, None, turn_id, fence, body or b"")
-        return _is_cancelled(COMPLETE, reply, turn_id)
+        before, after = around or (body or b"", b"")
+        args = (fence, before, after, int(is_more))
+        return await self._write(COMPLETE, session_id, turn_id, args, "completed")
 
     async def fail(
-        self, session_id: SessionId, turn_id: TurnId, *, fence: str, code: str, message: str, retry: bool
-    ) -> bool:
-        """Give the attempt up: with *retry* another one follows, if any is left. True if cancelled.
+        self,
+        session_id: SessionId,
+        turn_id: TurnId,
+        *,
+        fence: str,
+        code: str,
+        message: str,
+        retry: bool,
+        pause_ms: int = 0,
+    ) -> Written:
+        """Give the attempt up: with *retry* another one follows, if any is left.
+
+        It follows after the backoff or *pause_ms*, whichever is longer, a minute at most.
 
         Raises:
-            SessionNotFound, SessionExpired, TurnLost
+            SessionNotFound, SessionExpired, TurnNotFound, TurnLost
         """
-        how = "retry" if retry else "final"
-        reply = await self._scripts.run(FAIL, session_id, None, turn_id, fence, how, code, message)
-        return _is_cancelled(FAIL, reply, turn_id)
+        args = (fence, "retry" if retry else "final", code, message, pause_ms)
+        return await self._write(FAIL, session_id, turn_id, args, "failed")
 
-    async def release(self, session_id: SessionId, turn_id: TurnId, *, fence: str) -> bool:
-        """Hand the turn back at once; the attempt does not count. True if it was cancelled.
+    async def release(self, session_id: SessionId, turn_id: TurnId, *, fence: str) -> Written:
+        """Hand the turn back at once; the attempt does not count.
 
         Raises:
-            SessionNotFound, SessionExpired, TurnLost
+            SessionNotFound, SessionExpired, TurnNotFound, TurnLost
         """
-        reply = await self._scripts.run(FAIL, session_id, None, turn_id, fence, "release", "", "")
-        return _is_cancelled(FAIL, reply, turn_id)
+        return await self._write(FAIL, session_id, turn_id, (fence, "release", "", "", 0), "released")
+
+    async def _write(
+        self,
+        script: Script,
+        session_id: SessionId,
+        turn_id: TurnId,
+        args: tuple[Arg, ...],
+        outcome: Outcome = "",
+        *,
+        is_first_text: bool = False,
+    ) -> Written:
+        reply = await self._scripts.run_noting_repeats(script, session_id, None, turn_id, *args)
+        value = self._scripts.checked(script, session_id, reply.value)
+        written = read_written(reply, outcome, is_first_text=is_first_text)
+        if value[0] == b"large":
+            raise AnswerTooLarge(turn_id, MAX_ANSWER_CHARS)
+        if written is not None:
+            return written
+        match value:
+            case [b"lost", _, b"taken" | b"ended" | b"late" as why, state]:
+                raise TurnLost(turn_id, state.decode(), why.decode())
+            case [b"unknown", _]:
+                raise TurnNotFound(turn_id)
+            case [b"gap", _, expected]:
+                raise DeltaGap(turn_id, int(expected))
+            case _:
+                raise unknown(script, value)
 
     async def cancel(
         self, session_id: SessionId, turn_id: TurnId, *, app: AppName | None, by: str = "user"
@@ -194,12 +279,78 @@ class Turns:
         """
         match await self._scripts.run(CANCEL, session_id, app, turn_id, by):
             case [b"ok", _, became, record]:
-                _count(became)
+                count_became(became)
                 return turn_of(record)
             case [b"unknown", _]:
                 raise TurnNotFound(turn_id)
             case reply:
                 raise unknown(CANCEL, reply)
+
+    async def abandon(self, session_id: SessionId, *, code: str, message: str) -> int:
+        """Fail every open turn of the session for good: nobody will answer. How many there were.
+
+        A session that is over or gone has none.
+        """
+        try:
+            reply = await self._scripts.run(ABANDON, session_id, None, code, message)
+        except (SessionExpired, SessionNotFound):
+            return 0
+        match reply:
+            case [b"ok", _, became, abandoned]:
+                count_became(became)
+                return int(abandoned)
+            case _:
+                raise unknown(ABANDON, reply)
+
+    async def abandon_all(self, agent_id: AgentId, *, code: str, message: str) -> int:
+        """:meth:`abandon` for all of the agent's sessions that :meth:`open_of` finds; how many turns."""
+        total = 0
+        while session_ids := await self.open_of(agent_id):
+            counts = await asyncio.gather(
+                *(self.abandon(session_id, code=code, message=message) for session_id in session_ids)
+            )
+            total += sum(counts)
+            if not any(counts):
+                break  # what is left is gone or over, and the keepers' to clear away
+        return total
+
+    async def open_of(self, agent_id: AgentId) -> list[SessionId]:
+        """Sessions of the agent with a turn that runs or could be claimed. One round trip.
+
+        At most a hundred of each from each partition: call again when they are
+        done with. A turn that pauses between two attempts is not among them; its
+        alarm makes it ready, within a minute.
+        """
+        redis, keyspace = self._scripts.redis, self._scripts.keyspace
+        batches = await asyncio.gather(
+            *(
+                redis.command(
+                    b"ZRANGEBYLEX", key, *_span(agent_id), b"LIMIT", 0, OPEN_PER_PARTITION, safe=True
+                )
+                for number in range(PARTITIONS)
+                for key in (keyspace.partition(number).running, keyspace.partition(number).ready)
+            )
+        )
+        return [SessionId(member[-36:].decode()) for batch in batches for member in batch]
+
+    async def counts(self, agent_id: AgentId) -> tuple[int, int]:
+        """How many of the agent's turns run, and how many sessions wait to be claimed. One round trip."""
+        numbers = await asyncio.gather(*self.counting(agent_id))
+        return sum(numbers[:PARTITIONS]), sum(numbers[PARTITIONS:])
+
+    def counting(self, agent_id: AgentId) -> list[Awaitable[int]]:
+        """The calls of :meth:`counts`: running of each partition, then waiting of each.
+
+        To be gathered with other calls, so that all share one round trip.
+        """
+        redis, keyspace = self._scripts.redis, self._scripts.keyspace
+        return [
+            redis.command(
+                b"ZLEXCOUNT", getattr(keyspace.partition(number), index), *_span(agent_id), safe=True
+            )
+            for index in ("running", "ready")
+            for number in range(PARTITIONS)
+        ]
 
     async def next_ready(self, agent_id: AgentId) -> list[SessionId]:
         """The agent's first session with work in each partition. One round trip for all 64."""
@@ -209,8 +360,7 @@ class Turns:
                 redis.command(
                     b"ZRANGEBYLEX",
                     keyspace.partition(number).ready,
-                    f"[{agent_id}:",
-                    f"({agent_id};",
+                    *_span(agent_id),
                     b"LIMIT",
                     0,
                     1,
@@ -232,29 +382,10 @@ class Turns:
         self._scripts.redis.post(b"PUBLISH", self._scripts.keyspace.wake(agent_id), session_id)
 
 
+def _span(agent_id: AgentId) -> tuple[str, str]:
+    """The lexical range of an agent's members in ``ready`` and ``running``."""
+    return f"[{agent_id}:", f"({agent_id};"
+
+
 def _session_id(text: bytes) -> SessionId | None:
     return SessionId(text.decode()) if text else None
-
-
-def _is_cancelled(script: Script, reply: list[Any], turn_id: TurnId) -> bool:
-    match reply[0]:
-        case b"ok":
-            _count(*reply[2:])
-            return False
-        case b"cancelled":
-            return True
-        case b"lost":
-            raise TurnLost(turn_id)
-        case _:
-            raise unknown(script, reply)
-
-
-def _count(became: bytes = b"kept") -> None:
-    """Count what the end of a turn did to its session."""
-    match became:
-        case b"renewed":
-            metrics.RENEWALS.of("turn").inc()
-        case b"warned" | b"expired":
-            metrics.count_due(became.decode(), lag_ms=0)
-        case _:
-            pass

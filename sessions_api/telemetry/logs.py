@@ -31,7 +31,14 @@ def configure(level: str = "info", format_: Format = "auto") -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
     render: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                timestamp_key="time",
+                # Where rich is installed, the default prints every frame's local variables: keys, content.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
         if is_console
         else [structlog.processors.dict_tracebacks, _drop_locals, structlog.processors.JSONRenderer()]
     )

@@ -59,14 +59,20 @@ DUE_ALARMS = gauge("sessions_due_alarms", "Due alarms found at the last look and
 
 # Turns
 READY_SESSIONS = gauge("sessions_ready_sessions", "Sessions with a queued turn, in the partitions kept here.")
+RUNNING_SESSIONS = gauge(
+    "sessions_running_sessions", "Sessions whose turn runs, in the partitions kept here."
+)
 RUNNING_TURNS = gauge("sessions_running_turns", "Turns that run in this process.")
-TURNS = Counter("sessions_turns_total", "Turns that a worker gave back.", "agent", "outcome")
+TURNS = Counter("sessions_turns_total", "Attempts at turns that are over.", "agent", "outcome")
 TURN_SECONDS = Histogram(
     "sessions_turn_seconds", "From a turn's claim to its outcome.", "agent", buckets=TURN_S
 )
 FIRST_DELTA_SECONDS = Histogram(
     "sessions_first_delta_seconds", "From a turn's claim to its first delta.", "agent", buckets=TURN_S
 )
+WAITING_WORKERS = gauge("sessions_waiting_workers", "Open claim requests of workers that wait for a turn.")
+TOKENS = Counter("sessions_tokens_total", "Tokens that agents said they used.", "agent", "kind")
+AGENT_ACTIONS = Counter("sessions_agent_actions_total", "Actions that answers said were taken.", "agent")
 CLAIMS = Counter("sessions_claims_total", "Claims sent, by whether they brought a turn.", "outcome")
 
 # Live

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from sessions_api.domain.agents import AvailabilityState
 from sessions_api.wire.instants import iso
 from sessions_api.wire.sessions import SessionInfo
 
@@ -24,6 +25,7 @@ EventType = Literal[
     "turn.started",
     "turn.delta",
     "turn.completed",
+    "agent.availability",
     "gap",
     "reconnect",
     "closing",
@@ -129,6 +131,14 @@ class TurnCompleted(msgspec.Struct, rename="camel"):
     turn_id: str
     message_id: str | UnsetType = UNSET
     cursor: int | UnsetType = UNSET
+
+
+class AgentAvailability(msgspec.Struct, rename="camel"):
+    """Whether the session's agent is there; without ``since`` it was never seen."""
+
+    agent_id: str
+    state: AvailabilityState
+    since: str | UnsetType = UNSET
 
 
 class Gap(msgspec.Struct):

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from sessions_api.domain.agents import AgentKind
 from sessions_api.domain.sessions import OnBusy
+from sessions_api.wire.messages import Role
 
 UUID = Annotated[
     str,
@@ -81,9 +83,56 @@ class SendMessage(msgspec.Struct, rename="camel"):
         | None
     ) = UNSET
     on_busy: OnBusy | UnsetType | None = UNSET
-    role: Literal["user"] | UnsetType | None = UNSET
+    role: (
+        Annotated[
+            Role,
+            Meta(
+                description="agent and system speak unasked: no turn answers, nothing is renewed; "
+                "content may then have 100,000 characters, transport is websocket."
+            ),
+        ]
+        | UnsetType
+        | None
+    ) = UNSET
     timeout_ms: (
         Annotated[float, Meta(ge=1, le=300000, description="How long http and sse wait; 25,000.")]
+        | UnsetType
+        | None
+    ) = UNSET
+
+
+class PutAgent(msgspec.Struct, rename="camel"):
+    """A definition; it takes the place of the one before, whole."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    kind: AgentKind
+    config: (
+        Annotated[
+            dict[str, Any],
+            Meta(
+                description="By kind. echo: delayMs. worker: nothing. webhook: url, secret (made, and shown "
+                "once, where it is left out). openai: baseUrl, model, apiKey, system, temperature, "
+                "maxTokens. A secret written as `********` stays what it is."
+            ),
+        ]
+        | UnsetType
+        | None
+    ) = UNSET
+    session: TimeoutPatch | UnsetType | None = UNSET
+    on_busy: OnBusy | UnsetType | None = UNSET
+    history: (
+        Annotated[int, Meta(ge=0, le=1000, description="Messages that a turn brings along; 50.")]
+        | UnsetType
+        | None
+    ) = UNSET
+    turn_timeout_ms: (
+        Annotated[int, Meta(ge=1000, le=86400000, description="The longest life of one attempt; 300,000.")]
+        | UnsetType
+        | None
+    ) = UNSET
+    max_attempts: Annotated[int, Meta(ge=1, le=20, description="3.")] | UnsetType | None = UNSET
+    concurrency: (
+        Annotated[int, Meta(ge=1, le=1000, description="Turns that one replica runs of it at once; 64.")]
         | UnsetType
         | None
     ) = UNSET

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from sessions_api.domain.messages import LogEntry
-from sessions_api.domain.turns import Turn, TurnState
+from sessions_api.domain.turns import Answer, Turn, TurnState
 from sessions_api.wire.instants import iso
 
 Role = Literal["user", "agent", "system"]
@@ -120,6 +120,7 @@ def _instant(ms: int) -> str | UnsetType:
 _encode = msgspec.json.Encoder().encode
 _body_decoder = msgspec.json.Decoder(MessageBody)
 _message_decoder = msgspec.json.Decoder(Message)
+_raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def user_body(
@@ -146,21 +147,53 @@ def user_body(
     )
 
 
-def agent_body(
+def answer_body(content: str, answer: Answer) -> bytes | None:
+    """The JSON of an answer that says *content*; None if there is nothing to store.
+
+    Without ``id`` and ``authorId``, as all of these: ``complete.lua`` puts them in front.
+    """
+    if not content and not answer.is_more:
+        return None
+    front, back = answer_around(answer)
+    return front + _encode(content) + back
+
+
+def answer_around(answer: Answer) -> tuple[bytes, bytes]:
+    """What stands before and after the content, for an answer whose text only Redis has."""
+    back = b',"isAgent":true,"role":"agent","metadata":' + _answer_metadata(answer)
+    if answer.attachments is not None:
+        back += b',"attachments":' + answer.attachments
+    return b'{"content":', back + b"}"
+
+
+def _answer_metadata(answer: Answer) -> bytes:
+    """The metadata to store with an *answer*: its own, and what it cost as ``usage``."""
+    if answer.usage is None:
+        return answer.metadata
+    members = _raw_members(answer.metadata) | {"usage": msgspec.Raw(answer.usage)}
+    return _encode(members)
+
+
+def spoken_body(
     message_id: str,
     content: str,
-    author_id: str,
+    *,
+    role: Literal["agent", "system"],
+    author_id: str | None = None,
     metadata: bytes = b"{}",
     attachments: bytes | None = None,
 ) -> bytes:
-    """The stored JSON of an agent's answer; *metadata* holds thought, actions and so on."""
+    """The stored JSON of a message that answers nothing: an agent speaks first, or the system does.
+
+    Without *author_id* the script that appends it puts the author in front.
+    """
     return _encode(
         MessageBody(
-            author_id,
+            author_id or UNSET,
             message_id,
             content,
-            is_agent=True,
-            role="agent",
+            is_agent=role == "agent",
+            role=role,
             metadata=msgspec.Raw(metadata),
             attachments=UNSET if attachments is None else msgspec.Raw(attachments),
         )

@@ -104,6 +104,37 @@ class Posted(msgspec.Struct, rename="camel"):
     agent_response: AgentResponse | UnsetType | None = UNSET
 
 
+class SpokenMinimal(msgspec.Struct, rename="camel"):
+    """The reply to a message of an agent or the system, without the copies."""
+
+    message: Message
+    session_status: SessionStatus
+    cursor: int
+
+
+class SpokenData(msgspec.Struct, rename="camel"):
+    """The copy that the npm client of the reference unwraps."""
+
+    success: bool
+    message: Message
+    session_status: SessionStatus
+
+
+class Spoken(msgspec.Struct, rename="camel"):
+    """The reply to a message of an agent or the system, who speak unasked: no turn answers it."""
+
+    success: bool
+    id: str
+    content: str
+    author_id: str
+    created_at: str
+    metadata: dict[str, Any]
+    message: Message
+    session_status: SessionStatus
+    cursor: int
+    data: SpokenData
+
+
 class Chunk(msgspec.Struct, rename="camel"):
     """SSE ``chunk``: a piece of the answer; ``offset`` is where it goes, in UTF-16 units."""
 
@@ -115,7 +146,7 @@ class Chunk(msgspec.Struct, rename="camel"):
 
 
 class Restart(msgspec.Struct, rename="camel"):
-    """SSE ``restart``: another attempt began, the text so far is void."""
+    """SSE ``restart``: the text so far is void; another attempt began, or the answer is other than it."""
 
     message_id: str
     attempt: int
@@ -130,6 +161,8 @@ class StreamError(msgspec.Struct, rename="camel"):
     retryable: bool
     request_id: str
     turn_id: str
+    agent_code: str | UnsetType = UNSET
+    """Why the turn failed, in its own word."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -238,6 +271,33 @@ class PostedReply:
             )
         )
         return front[:-1] + b',"message":' + entry_data(entry) + b"}"
+
+
+def spoken_json(session: Session, entry: LogEntry, *, minimal: bool) -> bytes:
+    """The reply to what an agent or the system said: *entry*, as history has it."""
+    message = read_message(entry)
+    status = SessionStatus(
+        iso(session.expires_ms),
+        session.renewals,
+        was_renewed=False,
+        is_near_expiration=session.is_near_expiration,
+    )
+    if minimal:
+        return _encode(SpokenMinimal(message, status, entry.cursor))
+    return _encode(
+        Spoken(
+            success=True,
+            id=message.id,
+            content=message.content,
+            author_id=message.author_id,
+            created_at=message.created_at,
+            metadata=message.metadata,
+            message=message,
+            session_status=status,
+            cursor=entry.cursor,
+            data=SpokenData(success=True, message=message, session_status=status),
+        )
+    )
 
 
 def _merged(session: Session, metadata: bytes) -> dict[str, Any]:

@@ -96,6 +96,23 @@ def abbreviated(text: str) -> str:
     return text if len(text) <= 64 else text[:64] + "…"
 
 
+def _lost(error: e.TurnLost) -> str:
+    turn = f"Turn '{abbreviated(error.turn_id)}'"
+    match error.why, error.state:
+        case "late", _:
+            return f"{turn} cannot be extended: the deadline of this attempt has passed"
+        case _, "failed":
+            return f"{turn} has failed for good"
+        case "ended", "completed":
+            return f"{turn} has already been completed by this attempt"
+        case "ended", _:
+            return f"{turn} has already been given up by this attempt"
+        case _, "completed":
+            return f"{turn} has been completed by another attempt"
+        case _:
+            return f"{turn} belongs to another attempt"
+
+
 BACKLOG: Final = 100
 _RATE_LIMITED: Final = "Too many requests"
 
@@ -154,7 +171,10 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
         404, "Agent not found", lambda x: f"Agent with ID '{abbreviated(x.agent_id)}' not found"
     ),
     e.TurnNotFound: Row(
-        404, "Turn not found", lambda x: f"Turn with ID '{abbreviated(x.turn_id)}' not found"
+        404,
+        "Turn not found",
+        lambda x: f"Turn with ID '{abbreviated(x.turn_id)}' not found",
+        lambda x: {"turnId": x.turn_id},
     ),
     e.SessionExpired: Row(
         410,
@@ -172,6 +192,7 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
         "Session busy",
         lambda x: f"Session '{abbreviated(x.session_id)}' has a turn that is {x.state}",
         lambda x: {"activeTurn": {"turnId": x.turn_id, "state": x.state}},
+        _retry_after,
     ),
     e.BacklogFull: Row(
         429,
@@ -193,6 +214,19 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
         lambda x: f"{_RATE_LIMITED}: there are {x.limit} followers already",
         lambda x: {"policy": "followers", "limit": x.limit},
         _limited("followers", lambda x: x.limit),
+    ),
+    e.TooManyClaims: Row(
+        429,
+        "Too many claims",
+        lambda x: f"{_RATE_LIMITED}: {x.limit} workers wait for turns already",
+        lambda x: {"policy": "claims", "limit": x.limit},
+        _limited("claims", lambda x: x.limit),
+    ),
+    e.AgentInUse: Row(
+        409,
+        "Agent in use",
+        lambda x: f"Agent '{abbreviated(x.agent_id)}' has {x.sessions} live session{'s' * (x.sessions != 1)}",
+        lambda x: {"agentId": x.agent_id, "sessions": x.sessions},
     ),
     e.MaxDurationReached: Row(
         422,
@@ -220,8 +254,8 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
     e.TurnLost: Row(
         409,
         "Turn lost",
-        lambda x: f"Turn '{abbreviated(x.turn_id)}' belongs to another attempt, or has failed for good",
-        lambda x: {"turnId": x.turn_id},
+        _lost,
+        lambda x: {"turnId": x.turn_id, "state": x.state},
     ),
     e.DeltaGap: Row(
         409,
@@ -246,7 +280,7 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
         502,
         "Agent failed",
         lambda x: x.reason or "The agent failed to answer",
-        lambda x: {"turnId": x.turn_id, "attempts": x.attempts},
+        lambda x: {"turnId": x.turn_id, "attempts": x.attempts, "agentCode": x.agent_code},
     ),
     e.AgentTimedOut: Row(
         504,
@@ -290,18 +324,21 @@ def problem_of(
     """*error* as status, headers and body; one that is not ours becomes 500.
 
     *turn_id* is added to the details: a poster that waits for a turn is always
-    told which. *as_sent* are the ids ``sessionId`` and ``turnId`` as the caller
-    wrote them, which is how messages name them.
+    told which. *as_sent* are the ids ``sessionId``, ``turnId`` and ``agentId`` as the caller
+    wrote them, which is how messages and details name them.
     """
     row = TABLE.get(type(error), _INTERNAL) if isinstance(error, e.SessionsError) else _INTERNAL
     is_ours = row.status != 500
     code = error.code if is_ours and isinstance(error, e.SessionsError) else "INTERNAL_ERROR"
     message = row.message(error) if is_ours else f"{row.message(error)} (request {request_id})"
     details = row.details(error)
-    for name, attribute in (("sessionId", "session_id"), ("turnId", "turn_id")):
+    for name, attribute in (("sessionId", "session_id"), ("turnId", "turn_id"), ("agentId", "agent_id")):
         ours = getattr(error, attribute, None)
         if ours is not None and name in as_sent:
-            message = message.replace(f"'{abbreviated(ours)}'", f"'{abbreviated(as_sent[name])}'")
+            sent = abbreviated(as_sent[name])
+            message = message.replace(f"'{abbreviated(ours)}'", f"'{sent}'")
+            if details.get(name) == ours:
+                details[name] = sent
     if turn_id is not None:
         details = {"turnId": turn_id, **details}
     is_retryable = is_ours and isinstance(error, e.SessionsError) and error.retryable

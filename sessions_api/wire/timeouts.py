@@ -93,26 +93,26 @@ class ChoiceReader:
             timeout_ms, auto_renew if isinstance(auto_renew, bool) else None, max_duration_ms, warning_ms
         )
 
-    def check(self, choice: TimeoutChoice, config: TimeoutConfig) -> None:
-        """Hold what was chosen against the configuration it became part of.
+    def check(self, choice: TimeoutChoice, timeout_ms: int) -> None:
+        """Hold what was chosen against the timeout of the configuration it became part of.
 
         Only a named maximum must not lie below the timeout: a timeout above an
         inherited one is accepted, and the maximum wins.
         """
-        if choice.max_duration_ms is not None and choice.max_duration_ms < config.timeout_ms:
+        if choice.max_duration_ms is not None and choice.max_duration_ms < timeout_ms:
             self._refuse(
                 "maxDurationMinutes",
                 "must not be below the timeout",
                 minutes(choice.max_duration_ms),
-                f"at least {plain(minutes(config.timeout_ms))} minutes",
+                f"at least {plain(minutes(timeout_ms))} minutes",
                 "Maximum duration must not be below the timeout",
             )
-        if choice.warning_ms is not None and choice.warning_ms >= config.timeout_ms:
+        if choice.warning_ms is not None and choice.warning_ms >= timeout_ms:
             self._refuse(
                 "warningThresholdMinutes",
                 "must be below the timeout",
                 minutes(choice.warning_ms),
-                f"below {plain(minutes(config.timeout_ms))} minutes",
+                f"below {plain(minutes(timeout_ms))} minutes",
                 "Warning threshold must be below the timeout",
             )
 

@@ -11,6 +11,7 @@ from sessions_api.api.state import State
 from sessions_api.app import create_app
 from sessions_api.domain.agents import ECHO_ID
 from sessions_api.settings import Settings
+from tests.support.presence import attend
 from tests.support.servers import TestServer
 
 BASE = "/api/messaging/sessions"
@@ -18,7 +19,10 @@ USER = "11111111-1111-4111-8111-111111111111"
 
 
 class Api:
-    """The whole service in this process, and a client that speaks to it."""
+    """The whole service in this process, and a client that speaks to it.
+
+    Where it runs no dispatcher, Echo is there all the same, and answers nothing.
+    """
 
     def __init__(self, redis_url: str, **environ: str) -> None:
         self._environ = {"REDIS_URL": redis_url, "SESSIONS_DEV": "on", "SESSIONS_ENV": "test", **environ}
@@ -33,6 +37,8 @@ class Api:
             transport=httpx2.ASGITransport(app=self.app, raise_app_exceptions=True),
             base_url="http://127.0.0.1:3000",
         )
+        if self._environ.get("SESSIONS_DISPATCHER") == "off":
+            await attend(self.state.store, ECHO_ID)
         return self
 
     async def __aexit__(self, *_exc: object) -> None:

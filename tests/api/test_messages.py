@@ -251,8 +251,10 @@ class TestRefusals:
 
             reply = await api.http.post(api.url(info, "/messages"), json={"content": "2"})
 
-            active = error_of(reply, 409, "SESSION_BUSY")["details"]["activeTurn"]
-            assert active == {"turnId": first["turnId"], "state": "queued"}
+            error = error_of(reply, 409, "SESSION_BUSY")
+            assert error["details"]["activeTurn"] == {"turnId": first["turnId"], "state": "queued"}
+            assert error["retryable"] is True
+            assert int(reply.headers["retry-after"]) > 0
 
     async def test_a_full_backlog_is_429(self, server: Any) -> None:
         async with Api(server.url, SESSIONS_DISPATCHER="off") as api:

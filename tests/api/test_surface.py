@@ -126,6 +126,11 @@ class TestBodies:
 
         assert error["message"].startswith("Malformed request body: ")
 
+    async def test_json_that_is_cut_off_is_told_like_other_bad_json(self, api: Api) -> None:
+        error = error_of(await api.http.post(BASE, content=b'{"a":', headers=JSON), 400, "VALIDATION_ERROR")
+
+        assert error["message"] == "Malformed request body: JSON is malformed: it is truncated"
+
     @pytest.mark.parametrize(
         "headers",
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -11,9 +12,18 @@ import pytest
 
 from tests.browser.chromium import Page
 from tests.browser.conftest import SECONDS, SLOW_AGENT
+from tests.support.client import Api
 from tests.support.commands import RunningService
+from tests.support.workers import Worker
 
 pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def api(service: RunningService) -> Iterator[Api]:
+    api = Api(service.url)
+    yield api
+    api.close()
 
 
 def send(page: Page, content: str) -> None:
@@ -121,6 +131,72 @@ class TestTalking:
         origins = page.run("performance.getEntriesByType('resource').map((e) => new URL(e.name).origin)")
 
         assert set(origins) <= {service.url}
+
+
+class TestAgent:
+    def test_is_called_by_its_name_and_seen_to_come_and_go(
+        self, page: Page, service: RunningService, api: Api
+    ) -> None:
+        worker = Worker(api, name="Ada")
+        page.goto(f"{service.url}/chat?agent={worker.agent_id.upper()}")
+        page.until("document.querySelector('#agent').textContent === 'Ada'")
+        assert page.text("header .face") == "A"
+
+        send(page, "hello")
+        turn = worker.claim()
+        page.until("document.querySelector('#link').dataset.is === 'live'")
+        worker.leave()
+        page.until("document.querySelector('#link').dataset.is === 'away'")
+        assert "answers later" in page.text("#link")
+
+        turn.say("hello ").say("yourself").complete()
+        answered(page, "hello yourself")
+
+    def test_shows_its_thought_to_who_asks(self, page: Page, service: RunningService, api: Api) -> None:
+        worker = Worker(api)
+        page.goto(f"{service.url}/chat?agent={worker.agent_id}")
+        send(page, "what is 6 x 7?")
+        worker.claim().complete(content="42", metadata={"thought": "They <b>test</b> me."})
+        answered(page, "42")
+        assert not page.is_visible(".thought p")
+
+        page.click(".thought summary")
+
+        page.until("document.querySelector('.thought p').checkVisibility()")
+        assert page.text(".thought p") == "They <b>test</b> me."
+        assert page.run("document.querySelector('.thought b')") is None
+
+    def test_that_is_not_there_costs_no_word(self, page: Page, service: RunningService, api: Api) -> None:
+        worker = Worker(api)
+        worker.leave()
+        page.goto(f"{service.url}/chat?agent={worker.agent_id}")
+        page.until("document.querySelector('#link').textContent === 'the agent is not there'")
+
+        send(page, "anybody?")
+
+        page.until("document.querySelector('#link').textContent.includes('try again later')")
+        assert page.run("document.querySelector('#input').value") == "anybody?"
+
+    def test_that_does_not_exist_is_said_at_once(self, page: Page, service: RunningService) -> None:
+        page.goto(f"{service.url}/chat?agent=99999999-9999-4999-8999-999999999999")
+
+        page.until("document.querySelector('#link').textContent === 'there is no such agent'")
+
+    def test_may_speak_first(self, page: Page, service: RunningService) -> None:
+        page.goto(f"{service.url}/chat")
+        send(page, "hello")
+        answered(page, "echo: hello")
+
+        for role, content in (("agent", "One more thing."), ("system", "The shop closes at six.")):
+            reply = httpx2.post(
+                f"{service.sessions}/{session_of(page)}/messages",
+                json={"role": role, "content": content},
+                trust_env=False,
+            )
+            assert reply.status_code == 201
+
+        page.until("document.body.innerText.includes('The shop closes at six.')")
+        assert said(page)[2:] == ["One more thing.", "The shop closes at six."]
 
 
 class TestTime:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.client import Api
+from tests.support.client import ECHO, Api
+from tests.support.presence import attend_at
 from tests.support.servers import TestServer, launch
 from tests.support.service import Service
 
@@ -89,7 +90,9 @@ def api(tmp_path_factory: pytest.TempPathFactory, agents_file: str) -> Iterator[
 def still(
     tmp_path_factory: pytest.TempPathFactory, contract_redis: TestServer, agents_file: str
 ) -> Iterator[Api]:
-    """``sessions-api serve``, where no agent answers and no keeper runs."""
+    """``sessions-api serve``, where agents are there and none answers, and no keeper runs."""
+    present = (ECHO, SLOW_ECHO, REJECTING_ECHO, SETTLED_ECHO)
+    attend_at(contract_redis.url, *present, key_prefix="still:")
     env = STILL | {"SESSIONS_AGENTS_FILE": agents_file, "SESSIONS_KEY_PREFIX": "still:"}
     yield from _served(tmp_path_factory.mktemp("still"), contract_redis.url, env)
 

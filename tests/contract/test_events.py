@@ -67,7 +67,7 @@ class TestStream:
         session_id = api.session()
 
         with api.events(session_id) as stream:
-            stream.next()
+            stream.until("agent.availability")
             posted = api.say(session_id, "one two three")
             events = stream.until("turn.completed")
 
@@ -129,8 +129,9 @@ class TestStream:
             api.ask(session_id, str(number))
 
         with api.events(session_id, after=0) as stream:
-            events = [stream.next() for _ in range(13)]
+            events = [stream.next() for _ in range(14)]
 
+        assert [event.name for event in events[:2]] == ["session.snapshot", "agent.availability"]
         check(events, session_id)
         told = [event.data["data"] for event in of_log(events)]
         assert told == api.history(session_id)["messages"][::-1]
@@ -140,7 +141,7 @@ class TestStream:
         cursors = [still.say(session_id, "x" * 3000)["cursor"] for _ in range(100)]
 
         with still.events(session_id, after=0) as stream:
-            events = [stream.next() for _ in range(101)]
+            events = [stream.next() for _ in range(102)]
 
         check(events, session_id)
         assert [event.data["cursor"] for event in of_log(events)] == cursors
@@ -185,7 +186,7 @@ class TestStream:
     def test_of_a_deleted_session_ends(self, api: Api) -> None:
         session_id = api.session()
         with api.events(session_id) as stream:
-            stream.next()
+            stream.until("agent.availability")
             api.call("DELETE", f"/{session_id}")
             events = stream.rest()
 
@@ -195,8 +196,8 @@ class TestStream:
     def test_two_followers_see_the_same(self, api: Api) -> None:
         session_id = api.session()
         with api.events(session_id) as one, api.events(session_id) as two:
-            one.next()
-            two.next()
+            one.until("agent.availability")
+            two.until("agent.availability")
             api.ask(session_id, "hello")
             assert one.until("turn.completed") == two.until("turn.completed")
 
@@ -295,7 +296,7 @@ class TestExpiring:
 
         for names in seen:
             assert [n for n in names if n != "session.updated"] == [
-                "session.snapshot", "session.expiring", "session.expired", "closing",
+                "session.snapshot", "agent.availability", "session.expiring", "session.expired", "closing",
             ]  # fmt: skip
         framed = [frame["type"] for frame in frames]
         assert framed.count("session.expiring") == framed.count("session.expired") == 1

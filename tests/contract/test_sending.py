@@ -320,15 +320,15 @@ class TestRefusesToSend:
             "onBusy",
         }
 
-    @pytest.mark.parametrize("role", ["agent", "system", "", 7])
-    def test_a_role_that_is_not_the_users(self, api: Api, role: object) -> None:
+    @pytest.mark.parametrize("role", ["assistant", "User", "", 7])
+    def test_a_role_that_there_is_not(self, api: Api, role: object) -> None:
         """Never stored as if the user had said it."""
         session_id = api.session()
 
         error = problem(api.post(session_id, "x", role=role), 400, "VALIDATION_ERROR")
 
         assert error["details"]["errors"][0]["field"] == "role"
-        assert error["details"]["errors"][0]["allowed"] == "user"
+        assert error["details"]["errors"][0]["allowed"] == "user, agent, system"
         assert api.history(session_id)["messages"] == []
 
     def test_in_the_order_of_the_reference(self, api: Api, quick: Api) -> None:

@@ -87,8 +87,8 @@ class TestConversation:
     def test_agrees_with_the_stream(self, api: Api) -> None:
         session_id = api.session()
         with api.websocket(session_id) as socket, api.events(session_id) as stream:
-            received(socket)
-            stream.next()
+            received_until(socket, "agent.availability")
+            stream.until("agent.availability")
             api.ask(session_id, "hello")
             assert received_until(socket, "turn.completed") == [
                 e.data for e in stream.until("turn.completed")
@@ -120,6 +120,8 @@ class TestConversation:
 
         assert error["ref"] == "r"
         assert error["error"]["code"] == code
+        if code == "TURN_NOT_FOUND":
+            assert error["error"]["details"] == {"turnId": frame["turnId"]}
         assert error["error"]["requestId"]
         assert ack["ref"] == "p"
 

@@ -16,6 +16,7 @@ from sessions_api.cli import COMMANDS
 from sessions_api.live import closing
 from sessions_api.settings import IGNORED, VARIABLES, Settings, range_of
 from sessions_api.wire.events import EventType
+from sessions_api.wire.messages import TurnInfo
 from sessions_api.wire.problems import TABLE
 from sessions_api.wire.timeouts import plain
 
@@ -62,6 +63,16 @@ class TestRoutes:
     @pytest.mark.parametrize("method, path", [*((r.method, r.path) for r in ROUTES), ("GET", WEBSOCKET)])
     def test_stand_in_the_docs(self, method: str, path: str) -> None:
         assert f"`{method} {path}`" in API
+
+
+class TestTurns:
+    def test_every_member_stands_in_the_docs(self) -> None:
+        table = API.split("## Turns", maxsplit=1)[1].split("## ", maxsplit=1)[0]
+        rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+        documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+
+        assert documented == list(dict.fromkeys(documented))
+        assert set(documented) == {field.encode_name for field in msgspec.structs.fields(TurnInfo)}
 
 
 class TestErrors:

@@ -144,3 +144,15 @@ class TestFloors:
         libraries = {name_of(each) for each in project()["project"]["dependencies"]}
 
         assert set(domain["forbidden_modules"]) == libraries - {"msgspec"}
+
+    def test_keep_the_service_out_of_the_agents(self) -> None:
+        """An agent's process loads the SDK and httpx2; a new part or dependency is closed to it."""
+        contracts = project()["tool"]["importlinter"]["contracts"]
+        [sdk] = [each for each in contracts if each.get("source_modules") == ["sessions_api.sdk"]]
+        libraries = {name_of(each) for each in project()["project"]["dependencies"]}
+        parts = {
+            path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+        }
+
+        wanted = libraries - {"httpx2"} | {f"sessions_api.{part}" for part in parts - {"__init__", "sdk"}}
+        assert set(sdk["forbidden_modules"]) == wanted

@@ -83,6 +83,28 @@ class TestRefusals:
         assert "secret" not in repr(problems({"REDIS_URL": "redis://:secret@localhost", "PORT": "x"}))
 
 
+class TestOutgoing:
+    def test_networks_and_addresses_may_be_allowed(self) -> None:
+        settings = Settings.from_env({"SESSIONS_OUTGOING_ALLOW": "10.1.0.0/16, 192.168.7.20,fd00::/8"})
+
+        assert [str(network) for network in settings.outgoing_allow] == [
+            "10.1.0.0/16",
+            "192.168.7.20/32",
+            "fd00::/8",
+        ]
+
+    def test_this_machine_is_allowed_only_in_dev(self) -> None:
+        assert Settings.from_env({}).outgoing_allow == ()
+        assert "127.0.0.0/8" in map(str, Settings.from_env({"SESSIONS_DEV": "on"}).outgoing_allow)
+
+    @pytest.mark.parametrize("value", ["10.1.0.1/16", "localhost", "10.0.0.0/40", "10.0.0.1;10.0.0.2"])
+    def test_anything_else_is_refused(self, value: str) -> None:
+        (problem,) = problems({"SESSIONS_OUTGOING_ALLOW": value})
+
+        assert problem.startswith(f"SESSIONS_OUTGOING_ALLOW={value!r}: ")
+        assert "allowed are networks" in problem
+
+
 class TestForTests:
     def test_fractions_make_seconds(self) -> None:
         settings = Settings.from_env(
@@ -114,6 +136,33 @@ turnTimeoutMs = 60000
 SESSION_TIMEOUT_MINUTES = 45
 SESSION_AUTO_RENEW = "false"
 warningThresholdMinutes = 2.5
+"""
+
+
+SECRET = "whsec_" + "QUJD" * 8
+KINDS = """
+[[agents]]
+id = "7d1f0f6e-2f57-4a8b-9d5c-0f1f7a1c9e11"
+name = "Worker"
+kind = "worker"
+
+[[agents]]
+id = "7d1f0f6e-2f57-4a8b-9d5c-0f1f7a1c9e12"
+name = "Hook"
+kind = "webhook"
+concurrency = 7
+[agents.config]
+url = "https://agent.example.com/"
+secretEnv = "HOOK_SECRET"
+
+[[agents]]
+id = "7d1f0f6e-2f57-4a8b-9d5c-0f1f7a1c9e13"
+name = "Model"
+kind = "openai"
+[agents.config]
+baseUrl = "https://llm.example.com/v1"
+model = "small"
+apiKeyEnv = "LLM_KEY"
 """
 
 
@@ -149,7 +198,46 @@ class TestAgentsFile:
 
         (problem,) = problems({"SESSIONS_AGENTS_FILE": str(path)})
 
-        assert f"agents[1].config.{config.partition(' ')[0]}: " in problem
+        assert f"agents[1].config.{config.partition(' ')[0]}" in problem
+
+    def test_reads_every_kind(self, tmp_path: Path) -> None:
+        path = tmp_path / "agents.toml"
+        path.write_text(KINDS)
+        environ = {"SESSIONS_AGENTS_FILE": str(path), "LLM_KEY": "sk-hidden", "HOOK_SECRET": SECRET}
+
+        agents = {agent.kind: agent for agent in Settings.from_env(environ).agents}
+
+        assert agents["worker"].config == {}
+        assert agents["webhook"].config == {"url": "https://agent.example.com/", "secret": SECRET}
+        assert agents["webhook"].concurrency == 7
+        assert agents["openai"].config["apiKey"] == "sk-hidden"
+        assert "apiKeyEnv" not in agents["openai"].config
+
+    @pytest.mark.parametrize(
+        "old, new, field",
+        [
+            ('apiKeyEnv = "LLM_KEY"', 'apiKeyEnv = "NO_SUCH_KEY"', "config.apiKeyEnv"),
+            ('apiKeyEnv = "LLM_KEY"', 'apiKeyEnv = "no name"', "config.apiKeyEnv"),
+            ('apiKeyEnv = "LLM_KEY"', 'apiKeyEnv = "LLM_KEY"\napiKey = "sk-hidden"', "config.apiKeyEnv"),
+            ('apiKeyEnv = "LLM_KEY"', 'apiKey = "********"', "config.apiKey"),
+            ('apiKeyEnv = "LLM_KEY"', 'apiKey = "sk-hidden key"', "config.apiKey"),
+            ('secretEnv = "HOOK_SECRET"', "", "config.secret"),
+            ('secretEnv = "HOOK_SECRET"', 'secretEnv = "LLM_KEY"', "config.secret"),
+            ("concurrency = 7", "concurrency = 0", "concurrency"),
+        ],
+    )
+    def test_a_bad_secret_is_named_and_not_shown(
+        self, tmp_path: Path, old: str, new: str, field: str
+    ) -> None:
+        """A webhook of a file needs one: each replica would make another, and tell nobody."""
+        path = tmp_path / "agents.toml"
+        path.write_text(KINDS.replace(old, new))
+        environ = {"SESSIONS_AGENTS_FILE": str(path), "LLM_KEY": "sk-hidden", "HOOK_SECRET": SECRET}
+
+        (problem,) = problems(environ)
+
+        assert f"].{field}" in problem
+        assert "sk-hidden" not in problem
 
     @pytest.mark.parametrize("text", ["nonsense", "agents = 3", "[[agents]]\nid = 1", "[other]\n"])
     def test_refuses_what_is_no_list_of_agents(self, tmp_path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from sessions_api.settings import Settings
 from sessions_api.store import Redis, Store
 from sessions_api.store.keys import Keyspace
 from tests.support.servers import TestServer
-from tests.support.stores import MINUTE_MS, age, agent_body, claimed, complete, once, opened, say
+from tests.support.stores import MINUTE_MS, age, answer_body, claimed, complete, once, opened, say
 
 pytestmark = pytest.mark.servers("valkey")
 
@@ -153,10 +153,10 @@ class TestTime:
     async def test_but_not_beyond_its_maximum_duration(self, store: Store) -> None:
         session = await opened(store)
         for _ in range(36):
-            await age(store, session.session_id, 20 * MINUTE_MS - 1)
+            await age(store, session.session_id, 20 * MINUTE_MS - 1_000)
             await store.sessions.heartbeat(session.session_id, app=LOCAL_APP, op=new_op_id())
 
-        await age(store, session.session_id, 36)
+        await age(store, session.session_id, 36_000)
 
         with pytest.raises(SessionExpired) as expired:
             await store.sessions.read(session.session_id, app=LOCAL_APP)
@@ -198,7 +198,7 @@ class TestTurns:
         turn = taken.turn
         await store.turns.delta(session.session_id, turn.turn_id, fence=turn.fence, text="Forty-", offset=0)
         await store.turns.delta(session.session_id, turn.turn_id, fence=turn.fence, text="two", offset=6)
-        body = agent_body(turn.message_id, "Forty-two")
+        body = answer_body("Forty-two")
         await store.turns.complete(session.session_id, turn.turn_id, fence=turn.fence, body=body)
 
         answer = await store.turns.answer(session.session_id, turn.turn_id, app=LOCAL_APP)

@@ -87,6 +87,56 @@ class TestFollow:
         assert types(events).count("session.snapshot") == 1
         follower.close()
 
+    async def test_a_turn_that_is_given_back_has_no_text_any_more(self, scene: Scene) -> None:
+        """Who follows is told so; who comes meanwhile finds none."""
+        session = await scene.session()
+        follower = await scene.follow(session.session_id)
+        said = await scene.say(session.session_id, "hello")
+        answering = await scene.claim(session.session_id)
+        await answering.say("Hel")
+        await follower.until("turn.delta")
+
+        await answering.fail(retry=True)
+        newcomer = await scene.follow(session.session_id)
+
+        queued = (await follower.until("turn.queued"))[-1]
+        assert data(queued) == {"turnId": said.turn_id}
+        snapshot = await newcomer.next()
+        assert data(snapshot)["turn"] is None
+        assert snapshot.rev == queued.rev
+        follower.close()
+        newcomer.close()
+
+    @pytest.mark.parametrize("says_more", [False, True])
+    async def test_a_turn_whose_worker_returns_has_its_text_again(
+        self, scene: Scene, *, says_more: bool
+    ) -> None:
+        """Its lease had lapsed and followers dropped what it said: they get all of it, without a read."""
+        session = await scene.session()
+        follower = await scene.follow(session.session_id)
+        await scene.say(session.session_id, "hello")
+        answering = await scene.claim(session.session_id)
+        for piece in ("Hel", "lo 🙂"):
+            await answering.say(piece)
+        key = scene.store.keyspace.of(session.session_id).session
+        await scene.redis.command(b"HSET", key, b"held_until_ms", b"1", safe=True)
+        assert (await scene.store.alarms.ring(session.session_id)).outcome == "lapsed"
+        await follower.until(lambda event: event.type == "turn.queued" and event.rev > 2)
+
+        if says_more:
+            await answering.say("!")
+        else:
+            await scene.store.turns.extend(session.session_id, answering.turn_id, fence=answering.fence)
+        await answering.say(" there")
+        events = [await follower.next() for _ in range(3)]
+
+        assert types(events) == ["turn.started", "turn.delta", "turn.delta"]
+        assert [(data(e)["offset"], data(e)["text"]) for e in events[1:]] == [
+            (0, answering.text.removesuffix(" there")),
+            (9 if says_more else 8, " there"),
+        ]
+        follower.close()
+
     async def test_in_mid_answer_the_snapshot_has_the_text_so_far(self, scene: Scene) -> None:
         session = await scene.session()
         await scene.say(session.session_id, "hello")

@@ -48,6 +48,49 @@ class TestSlowFollower:
         assert follower.subscription._bytes < 2**20
 
 
+class TestSlowFollowerOfAStream:
+    async def test_gets_the_text_at_once_instead_of_word_by_word(self, scene: Scene) -> None:
+        """An agent that says a word at a time sends nobody away who only paused."""
+        session = await scene.session()
+        await scene.say(session.session_id, "go")
+        answering = await scene.claim(session.session_id)
+        follower = await scene.follow(session.session_id)
+        await follower.next()
+        await answering.say("begin")
+        await follower.until("turn.delta")
+
+        for number in range(600):
+            await answering.say(f" {number}")
+        await scene.say(session.session_id, "meanwhile")
+        snapshot = (await follower.until("session.snapshot"))[-1]
+        await answering.say(" end")
+        last = (await follower.until("turn.delta"))[-1]
+        await answering.complete()
+        events = await follower.until("turn.completed")
+
+        assert data(snapshot)["turn"]["text"] + data(last)["text"] == answering.text
+        assert contents(follower.events) == ["meanwhile", answering.text]
+        assert not [event for event in events if event.closing]
+        follower.close()
+
+    async def test_though_the_answer_ends_meanwhile(self, scene: Scene) -> None:
+        session = await scene.session()
+        await scene.say(session.session_id, "go")
+        answering = await scene.claim(session.session_id)
+        follower = await scene.follow(session.session_id)
+        await follower.next()
+
+        for number in range(600):
+            await answering.say(f" {number}")
+        await answering.complete()
+        events = await follower.until(lambda event: contents([event]) != [])
+        rest = await follower.until("session.snapshot")
+
+        assert contents(events) == [answering.text]
+        assert data(rest[-1])["turn"] is None
+        follower.close()
+
+
 class TestEndedSession:
     async def test_is_replayed_then_said_to_be_over(self, scene: Scene) -> None:
         session = await scene.session(timeout_ms=600)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from sessions_api.domain.ids import LOCAL_APP
 from sessions_api.live.closing import GONE, OVER
+from sessions_api.live.outcomes import Beat, Chunk, Outcome
 from tests.support.proxy import Proxy
-from tests.support.scene import Scene, contents, data, types
+from tests.support.scene import Follower, Scene, contents, data, types
 from tests.support.servers import RealServer
 from tests.support.waiting import until
 
@@ -52,6 +54,23 @@ class TestLostPublish:
         assert snapshot.id == ""
         assert data(delta)["text"] == "four"
         follower.close()
+
+    async def test_of_the_last_delta_before_a_silence_is_noticed_by_and_by(self, server: RealServer) -> None:
+        """A text has no position to compare, so whoever follows a running one reads it."""
+        async with Scene(server.url, check_s=SOON) as scene:
+            session = await scene.session()
+            await scene.say(session.session_id, "go")
+            answering = await scene.claim(session.session_id)
+            follower = await scene.follow(session.session_id)
+            await answering.say("one ")
+            await follower.until("turn.delta")
+
+            async with Deafened(scene):
+                await answering.say("two")
+            snapshot = (await follower.until("session.snapshot"))[-1]
+
+            assert data(snapshot)["turn"]["text"] == "one two"
+            follower.close()
 
     async def test_of_a_fact_is_noticed_by_the_next(self, scene: Scene) -> None:
         session = await scene.session()
@@ -168,3 +187,72 @@ class Deafened:
             await arrived.wait()
         self._subscriber._on_message = on_message
         self._subscriber.unsubscribe(channel)
+
+
+class Belated:
+    """Within it the hub's subscriber hears nothing; at the end all of it, late."""
+
+    def __init__(self, scene: Scene, *, at_ms: Callable[[], int] | None = None) -> None:
+        self._scene = scene
+        self._at_ms = at_ms
+        self._held: list[tuple[bytes, bytes]] = []
+
+    async def __aenter__(self) -> None:
+        self._deafened = Deafened(self._scene)
+        await self._deafened.__aenter__()
+        self._scene.hub.subscriber._on_message = lambda *message: self._held.append(message)
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._deafened.__aexit__(*exc)
+        for channel, payload in self._held:
+            words = payload.split(b" ", 5)
+            if self._at_ms is not None and words[0] == b"turn.delta":
+                words[4] = b"%d" % self._at_ms()
+            self._scene.hub._tails.on_message(channel, b" ".join(words))
+
+
+class TestLatePublish:
+    """What was published before a read may arrive after it, and be of an attempt that is over."""
+
+    @pytest.mark.parametrize("is_same_ms", [False, True])
+    async def test_of_a_former_attempts_delta_is_told_to_nobody(
+        self, scene: Scene, *, is_same_ms: bool
+    ) -> None:
+        session = await scene.session()
+        await scene.say(session.session_id, "go")
+        followers: list[Follower] = []
+        at_ms = (lambda: followers[0].subscription._read_ms) if is_same_ms else None
+
+        async with Belated(scene, at_ms=at_ms):
+            first = await scene.claim(session.session_id)
+            await first.say("void")
+            await first.fail(retry=True)
+            followers.append(await scene.follow(session.session_id))
+        [follower] = followers
+        await scene.say(session.session_id, "meanwhile")
+        events = await follower.until("message.created")
+
+        assert data(events[0])["turn"] is None
+        assert "turn.delta" not in types(events)
+        follower.close()
+
+    async def test_of_a_former_attempt_does_not_take_its_poster_back(self, scene: Scene) -> None:
+        session = await scene.session()
+        said = await scene.say(session.session_id, "go")
+        async with scene.hub.watch(session.session_id) as watch:
+            parts = watch.stream(said.turn_id, timeout_ms=10_000, is_repeat=True)
+            async with Belated(scene):
+                first = await scene.claim(session.session_id)
+                await first.say("void")
+                await scene.store.turns.release(session.session_id, said.turn_id, fence=first.fence)
+                second = await scene.claim(session.session_id)
+                await second.say("one ")
+                chunk = await anext(parts)
+            await second.say("two")
+            await second.complete()
+            rest = [part async for part in parts if not isinstance(part, Beat)]
+
+        assert [type(part) for part in rest] == [Chunk, Outcome]
+        assert isinstance(chunk, Chunk)
+        assert isinstance(rest[0], Chunk)
+        assert chunk.text + rest[0].text == "one two"

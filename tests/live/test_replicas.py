@@ -15,6 +15,7 @@ import pytest
 
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import SessionId
+from sessions_api.domain.messages import utf16_units
 from tests.support.scene import AGENT, Scene
 from tests.support.servers import RealServer, free_port
 from tests.support.streams import EventStream, Frame
@@ -140,6 +141,35 @@ async def test_a_killed_replica_costs_its_followers_nothing(
     cursors = [frame.data["cursor"] for frame in seen if frame.event == "message.created"]
     assert cursors == sorted(set(cursors))
     assert [content for content in _contents(seen) if not content.startswith("echo")] == posted
+
+
+async def test_a_replica_killed_in_mid_answer_costs_no_character(
+    replicas: tuple[Replica, Replica], server: RealServer
+) -> None:
+    one, other = replicas
+    async with Scene(server.url) as scene:
+        await scene.store.agents.put(AgentDefinition(AGENT, "By hand", "worker"))
+        session_id = (await scene.session()).session_id
+        await scene.say(session_id, "go")
+        answering = await scene.claim(session_id)
+        async with one.events(session_id) as stream:
+            await answering.say("one 🙂 ")
+            frames = await stream.until("turn.delta")
+            one.process.kill()
+        await answering.say("two 𝄞 ")
+        last = [frame.id for frame in frames if frame.id][-1]
+        async with other.events(session_id, last or "") as stream:
+            snapshot = await stream.next_event()
+            await answering.say("three")
+            delta = (await stream.until("turn.delta"))[-1]
+            await answering.complete_streamed()
+            rest = await stream.until("turn.completed")
+
+    turn, piece = snapshot.data["data"]["turn"], delta.data["data"]
+    assert turn["messageId"] == piece["messageId"] == answering.message_id
+    assert piece["offset"] == turn["offset"] == utf16_units(turn["text"])
+    assert turn["text"] + piece["text"] == answering.text
+    assert _contents(rest) == [answering.text]
 
 
 async def test_sigterm_sends_followers_elsewhere_and_ends(

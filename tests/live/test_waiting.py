@@ -102,7 +102,7 @@ class TestOutcome:
         assert outcome.kind == "failed"
         assert isinstance(outcome.error, AgentFailed)
         assert (outcome.error.turn_id, outcome.error.attempts) == (said.turn_id, 1)
-        assert outcome.error.reason == "It broke"
+        assert (outcome.error.reason, outcome.error.agent_code) == ("It broke", "BOOM")
 
     async def test_timed_out_while_the_turn_goes_on(self, scene: Scene) -> None:
         session = await scene.session()
@@ -170,6 +170,21 @@ class TestOutcome:
             outcome = await watch.outcome(said.turn_id, timeout_ms=0, is_repeat=True)
 
         assert (outcome.kind, content(outcome)) == ("completed", "hi")
+
+    async def test_a_repeat_hears_of_a_delete_and_of_a_drain(self, scene: Scene) -> None:
+        session = await scene.session()
+        one = await scene.say(session.session_id, "one")
+        async with scene.hub.watch(session.session_id) as watch:
+            await scene.store.sessions.end(session.session_id, app=LOCAL_APP)
+            deleted = await watch.outcome(one.turn_id, timeout_ms=5_000, is_repeat=True)
+        session = await scene.session()
+        two = await scene.say(session.session_id, "two")
+        async with scene.hub.watch(session.session_id) as watch:
+            draining = asyncio.create_task(scene.hub.drain(400))
+            drained = await watch.outcome(two.turn_id, timeout_ms=5_000, is_repeat=True)
+        await draining
+
+        assert (deleted.kind, drained.kind) == ("deleted", "draining")
 
     async def test_of_a_turn_that_nobody_remembers(self, scene: Scene) -> None:
         session = await scene.session()

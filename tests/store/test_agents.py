@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from sessions_api.domain.agents import ECHO_ID, AgentDefinition
-from sessions_api.domain.ids import AgentId
+from sessions_api.domain.ids import AgentId, AppName
 from sessions_api.domain.timeouts import TimeoutChoice
 from sessions_api.errors import AgentNotFound
 from sessions_api.store import Store
 from sessions_api.store.connection import Redis
 from sessions_api.store.keys import Keyspace
-from tests.support.stores import AGENT
+from tests.support.stores import AGENT, CONFIG, age, opened
 
 ECHO = AgentDefinition(
     ECHO_ID, "Echo", "echo", config={"delay": 1}, session=TimeoutChoice(timeout_ms=60_000), on_busy="merge"
@@ -56,6 +56,68 @@ class TestPut:
         await store.agents.refresh()
 
         assert [definition.agent_id for definition in store.agents.all()] == [ECHO_ID, AGENT]
+
+    async def test_says_whether_the_agent_is_new(self, store: Store) -> None:
+        assert await store.agents.put(ECHO) is True
+        assert await store.agents.put(ECHO) is False
+        assert await store.agents.put(AgentDefinition(ECHO_ID, "Other", "echo")) is False
+
+
+class TestForget:
+    async def test_is_seen_by_every_replica_after_its_refresh(self, store: Store, redis: Redis) -> None:
+        await store.agents.put(ECHO)
+        other = Store(redis, Keyspace())
+        await other.open()
+
+        assert await store.agents.forget(ECHO_ID) is True
+
+        assert store.agents.get(ECHO_ID) is None
+        assert await other.agents.refresh()
+        assert other.agents.get(ECHO_ID) is None
+
+    async def test_there_may_be_none(self, store: Store) -> None:
+        await store.agents.refresh()
+
+        assert await store.agents.forget(ECHO_ID) is False
+
+        assert not await store.agents.refresh()
+
+    async def test_it_may_be_defined_again(self, store: Store) -> None:
+        await store.agents.put(ECHO)
+        await store.agents.forget(ECHO_ID)
+
+        assert await store.agents.put(ECHO) is True
+
+
+class TestSessionsOf:
+    async def test_counts_live_sessions_of_all_apps_and_partitions(self, store: Store) -> None:
+        """Of app names also where one begins with another: they are stepped through in byte order."""
+        apps = [AppName(name) for name in ("a", "a-b", "a0", "local", "z")]
+        other_agent = AgentId("b" + AGENT[1:])
+        for app in apps:
+            for number in range(6):
+                await opened(store, f"{number:08x}-1111-4111-8111-111111111111", app=app, agent=AGENT.upper())
+            await opened(store, app=app, agent=other_agent)
+
+        assert await store.agents.sessions_of(AGENT) == 30
+        assert await store.agents.sessions_of(other_agent) == 5
+        assert await store.agents.sessions_of(ECHO_ID) == 0
+
+    async def test_what_ended_is_not_counted(self, store: Store) -> None:
+        deleted, expired, _live = [(await opened(store)).session_id for _ in range(3)]
+        await store.sessions.end(deleted, app=None)
+        await age(store, expired, CONFIG.timeout_ms)
+        await store.alarms.ring(expired)
+
+        assert await store.agents.sessions_of(AGENT) == 1
+
+    async def test_is_one_round_trip(self, store: Store) -> None:
+        await store.agents.sessions_of(AGENT)
+        trips = store.redis.stats.round_trips
+
+        await store.agents.sessions_of(AGENT)
+
+        assert store.redis.stats.round_trips - trips == 1
 
 
 class TestFind:

@@ -8,10 +8,17 @@ import pytest
 
 from sessions_api.domain.ids import LOCAL_APP, new_message_id, new_turn_id
 from sessions_api.domain.messages import LogEntry
-from sessions_api.errors import IdempotencyMismatch, SessionBusy, SessionExpired, SessionNotFound
+from sessions_api.errors import (
+    AgentUnavailable,
+    IdempotencyMismatch,
+    SessionBusy,
+    SessionExpired,
+    SessionNotFound,
+)
 from sessions_api.store import Store
 from tests.support.servers import TestServer
 from tests.support.stores import (
+    AGENT,
     CONFIG,
     MINUTE_MS,
     NO_RENEWAL,
@@ -129,6 +136,20 @@ class TestAppend:
         with pytest.raises(SessionExpired):
             await say(store, session.session_id)
 
+    async def test_with_nobody_there_to_answer_nothing_is_written(self, store: Store, ears: Ears) -> None:
+        """For a poster who wants to wait for the answer; the agent is named as the session has it."""
+        session = await opened(store, agent=AGENT.upper())
+        ears.heard()
+
+        with pytest.raises(AgentUnavailable) as error:
+            await say(store, session.session_id, is_agent_away=True)
+
+        assert error.value.agent_id == AGENT.upper()
+        assert await written(store, session.session_id) == []
+        assert ears.heard() == []
+        with pytest.raises(SessionNotFound):
+            await say(store, new_session().session_id, is_agent_away=True)
+
 
 class TestAppendOnce:
     @pytest.mark.parametrize("on_busy", ["queue", "merge", "interrupt", "reject"])
@@ -201,3 +222,12 @@ class TestAppendOnce:
         assert len(records) == 1
         assert b"secret" not in server.call("GET", records[0])
         assert 0 < server.call("PTTL", records[0]) <= 86_400_000
+
+    async def test_a_repeat_is_honoured_with_nobody_there(self, store: Store) -> None:
+        """What was accepted stays accepted; its answer may be in the log."""
+        session = await opened(store)
+        first = await say(store, session.session_id, once=once())
+
+        again = await say(store, session.session_id, once=once(), is_agent_away=True)
+
+        assert (again.cursor, again.is_repeat) == (first.cursor, True)

@@ -10,7 +10,7 @@ import pytest
 from sessions_api.domain.ids import AgentId, SessionId, new_message_id, new_turn_id, partition_of_session
 from sessions_api.store import Store
 from tests.support.servers import TestServer
-from tests.support.stores import AGENT, CONFIG, age, claimed, complete, opened, say
+from tests.support.stores import AGENT, CONFIG, age, claimed, complete, opened, say, written
 from tests.support.turns import FIRST_LEASE_MS, act, started
 from tests.support.waiting import eventually
 
@@ -128,6 +128,58 @@ class TestClaim:
 
         assert [json.loads(entry.body)["content"] for entry in taken.history] == ["answer"]
         assert taken.more
+
+    async def test_history_ends_where_the_turn_begins(self, store: Store) -> None:
+        """What was said after its message is no history, however much of it there is."""
+        session = await opened(store)
+        await say(store, session.session_id, "first")
+        await complete(store, await claimed(store, session.session_id), "answer")
+        for number in range(12):
+            await say(store, session.session_id, f"{number}")
+
+        taken = await claimed(store, session.session_id, history=2)
+
+        assert [json.loads(entry.body)["content"] for entry in taken.messages] == ["0"]
+        assert [json.loads(entry.body)["content"] for entry in taken.history] == ["first", "answer"]
+        assert not taken.more
+
+    @pytest.mark.servers("valkey", "redis62")  # fakeredis does not take megabytes over TCP
+    @pytest.mark.parametrize("chars", [20_000, 60_000])
+    async def test_history_has_a_bounded_size(self, store: Store, chars: int) -> None:
+        """The newest that fit into a quarter of a mebibyte, also out of megabytes."""
+        session = await opened(store)
+        for number in range(20):
+            await say(store, session.session_id, f"{number:02}" + "x" * chars)
+            await complete(store, await claimed(store, session.session_id, history=0), "ok")
+        await say(store, session.session_id, "now")
+
+        taken = await claimed(store, session.session_id)
+
+        whole = [entry for entry in await written(store, session.session_id) if entry.kind == "message"][:-1]
+        size_bytes = sum(len(entry.body) for entry in taken.history)
+        (left_out,) = whole[-len(taken.history) - 1 : -len(taken.history)]
+        assert [entry.cursor for entry in taken.history] == [
+            entry.cursor for entry in whole[-len(taken.history) :]
+        ]
+        assert taken.more
+        assert size_bytes <= 256 * 1024 < size_bytes + len(left_out.body)
+
+    @pytest.mark.parametrize("is_said_before", [False, True])
+    async def test_a_turn_is_claimed_without_a_history_that_is_gone(
+        self, store: Store, server: TestServer, is_said_before: bool
+    ) -> None:
+        """Trimmed by now: nothing more is to be had, and nothing fails."""
+        session = await opened(store)
+        if is_said_before:
+            await say(store, session.session_id, "first")
+            await complete(store, await claimed(store, session.session_id), "answer")
+        asked = await say(store, session.session_id, "now")
+        server.call("XTRIM", store.keyspace.of(session.session_id).log, "MINID", asked.cursor)
+
+        taken = await claimed(store, session.session_id)
+
+        assert [json.loads(entry.body)["content"] for entry in taken.messages] == ["now"]
+        assert (taken.history, taken.more) == ([], False)
 
     async def test_holds_the_session_for_the_first_lease(self, store: Store) -> None:
         taken = await started(store)

@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 
-from sessions_api.domain.ids import OpId, new_message_id
+from sessions_api.domain.agents import AgentDefinition
+from sessions_api.domain.ids import AgentId, OpId, new_message_id
+from sessions_api.domain.messages import NewMessage
 from sessions_api.domain.sessions import ConfigChange
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.errors import SessionExpired, SessionNotFound, StorageFull
 from sessions_api.store import Store
+from sessions_api.store.attendance import Presence
 from tests.support.servers import RealServer
 from tests.support.stores import (
     AGENT,
     CONFIG,
     age,
     agent_body,
+    answer_body,
     claimed,
     dump,
     new_session,
@@ -27,6 +31,7 @@ from tests.support.stores import (
 )
 
 pytestmark = pytest.mark.servers("valkey", "redis62", "debian")
+OTHER_AGENT = AgentId("b" + AGENT[1:])
 NO_RENEWAL = TimeoutConfig(30_000, False, 43_200_000, 5_000)
 
 
@@ -58,6 +63,8 @@ class Full:
         await age(store, self.idle, 1_000)
         await store.alarms.keep(5, "replica")
         await store.alarms.presence("replica", 60_000)
+        await store.attendance.attend([Presence(AGENT, "worker", 1, 60_000, is_free=True)])
+        await store.agents.put(AgentDefinition(OTHER_AGENT, "Other", "worker"))
         self.server.config_set("maxmemory", "1")
 
     async def refused(self, call: Any) -> None:
@@ -97,12 +104,22 @@ class TestWrites:
         await full.refused(say(store, full.queued, on_busy="interrupt"))
         await full.refused(claimed(store, full.queued))
         await full.refused(
+            store.log.speak(
+                full.idle, app=None, agent=AGENT, message=NewMessage(new_message_id(), agent_body("m", "hi"))
+            )
+        )
+        await full.refused(store.agents.put(AgentDefinition(AGENT, "Agent", "worker")))
+        await full.refused(store.attendance.attend([Presence(AGENT, "other", 1, 60_000, is_free=True)]))
+        await full.refused(
+            store.turns.complete(
+                full.busy, running.turn_id, fence=running.fence, around=(b'{"content":', b"}")
+            )
+        )
+        await full.refused(
             store.turns.delta(full.busy, running.turn_id, fence=running.fence, text="more", offset=2)
         )
         await full.refused(
-            store.turns.complete(
-                full.busy, running.turn_id, fence=running.fence, body=agent_body("m", "done")
-            )
+            store.turns.complete(full.busy, running.turn_id, fence=running.fence, body=answer_body("done"))
         )
 
     async def test_what_is_refused_can_be_repeated_when_there_is_room(self, full: Full) -> None:
@@ -189,6 +206,23 @@ class TestWhatGoesOn:
         answer = await full.store.turns.answer(full.busy, running.turn_id, app=None)
         assert answer is not None
         assert (await full.store.sessions.read(full.busy, app=None)).turn_id is None
+
+    async def test_abandoning(self, full: Full) -> None:
+        assert await full.store.turns.abandon(full.busy, code="X", message="x") == 2
+        assert await full.store.turns.abandon(full.queued, code="X", message="x") == 1
+        assert await full.store.turns.open_of(AGENT) == [full.held]
+
+    async def test_a_workers_goodbye(self, full: Full) -> None:
+        await full.store.attendance.settle()
+        await full.store.attendance.leave(AGENT, "worker")
+
+        assert (await full.store.attendance.confirm(AGENT)).state == "offline"
+
+    async def test_forgetting_an_agent(self, full: Full) -> None:
+        await full.store.attendance.forget(AGENT)
+
+        assert await full.store.agents.forget(OTHER_AGENT) is True
+        assert (await full.store.attendance.confirm(AGENT)).state == "offline"
 
     async def test_keepers(self, full: Full) -> None:
         """Without them nobody would ring the alarms that make room."""

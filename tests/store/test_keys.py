@@ -18,14 +18,15 @@ from sessions_api.domain.ids import (
     partition_of_session,
 )
 from sessions_api.errors import SettingsError
-from sessions_api.store import Store, agents, alarms, keys, log, scripts, sessions, turns
+from sessions_api.store import Store, agents, alarms, attendance, keys, log, scripts, sessions, turns
+from sessions_api.store.attendance import Presence
 from sessions_api.store.connection import Redis, Script
 from sessions_api.store.keys import TAGS, Keyspace
 from tests.support.servers import TestServer
-from tests.support.stores import USER, Ears, age, claimed, opened, say
+from tests.support.stores import AGENT, USER, Ears, age, claimed, opened, say
 
 LUA = files("sessions_api.store") / "lua"
-MODULES: tuple[ModuleType, ...] = (sessions, log, turns, alarms, agents, scripts)
+MODULES: tuple[ModuleType, ...] = (sessions, log, turns, alarms, agents, attendance, scripts)
 FILES = sorted(entry.name.removesuffix(".lua") for entry in LUA.iterdir() if entry.name.endswith(".lua"))
 LIB = sorted(entry.name.removesuffix(".lua") for entry in (LUA / "lib").iterdir())
 SLOTS = 16_384
@@ -78,17 +79,19 @@ class TestKeyspace:
     def test_only_standing_keys_may_live_without_a_ttl(self) -> None:
         keyspace = Keyspace()
         of = keyspace.of(new_session_id(USER))
-        session, alarm, log_, turns_, draft, due, ready, users, agents_, near, _live = of.all()
+        session, alarm, log_, turns_, draft, due, ready, users, agents_, near, running, _live = of.all()
 
-        assert all(map(keyspace.is_standing, (due, ready, users, agents_, near)))
+        assert all(map(keyspace.is_standing, (due, ready, users, agents_, near, running)))
         assert all(map(keyspace.is_standing, (keyspace.replicas, keyspace.definitions, keyspace.meta)))
+        assert all(map(keyspace.is_standing, (keyspace.presence, keyspace.states)))
+        assert not keyspace.is_standing(keyspace.workers(AGENT))
         assert not any(map(keyspace.is_standing, (session, alarm, log_, turns_, draft, of.once("x"))))
         assert not keyspace.is_standing(keyspace.partition(0).keeper)
 
     def test_the_table_lists_every_kind_of_key(self) -> None:
         partition = Keyspace().partition(0)
         kinds = {name.rstrip("_") for name in vars(partition)} - {"tag", "live"}
-        for kind in {*kinds, "replicas", "definitions", "meta"}:
+        for kind in {*kinds, "replicas", "definitions", "meta", "presence", "states", "workers"}:
             assert re.search(rf"^``{kind}[:`]", keys.__doc__ or "", re.MULTILINE), kind
 
     async def test_what_the_scripts_write_is_in_the_table(self, store: Store, server: TestServer) -> None:
@@ -99,6 +102,7 @@ class TestKeyspace:
         await say(store, session.session_id)
         await store.alarms.keep(0, "replica")
         await store.alarms.presence("replica", 1_000)
+        await store.attendance.attend([Presence(AGENT, "worker", 1, 10_000, is_free=True)])
 
         for key in sorted(server.keys()):
             kind = key.decode().removeprefix("sa:").split(":")[0]
@@ -187,7 +191,10 @@ class TestScriptTexts:
 
 
 def _python_files() -> list[str]:
-    return [f"{name}.py" for name in ("sessions", "log", "turns", "alarms", "agents", "scripts", "listing")]
+    return [
+        f"{name}.py"
+        for name in ("sessions", "log", "turns", "alarms", "agents", "attendance", "scripts", "listing")
+    ]
 
 
 class TestChannels:

@@ -11,7 +11,18 @@ from sessions_api.domain.ids import LOCAL_APP, SessionId, new_message_id, new_tu
 from sessions_api.domain.messages import NewMessage
 from sessions_api.errors import SessionExpired, SessionNotFound
 from sessions_api.store import Store
-from tests.support.stores import CONFIG, USER, age, claimed, complete, new_session, opened, say, written
+from tests.support.stores import (
+    CONFIG,
+    OTHER_APP,
+    USER,
+    age,
+    claimed,
+    complete,
+    new_session,
+    opened,
+    say,
+    written,
+)
 
 
 async def talked(store: Store, seed: int, *, length: int = 24) -> SessionId:
@@ -89,6 +100,40 @@ class TestHistory:
             has_more = page.has_more
 
         assert back[::-1] == forth == cursors
+
+    @pytest.mark.parametrize("limit", [1, 2, 5])
+    async def test_a_page_is_full_however_many_turns_failed_in_between(
+        self, store: Store, limit: int
+    ) -> None:
+        session = await opened(store)
+        sid = session.session_id
+        await say(store, sid, "first")
+        await say(store, sid, "0", on_busy="interrupt")
+        for number in range(1, 15):
+            await say(store, sid, f"{number}", on_busy="interrupt")
+            if number % 5 == 0:
+                await complete(store, await claimed(store, sid), "answer")
+        entries = await written(store, sid)
+        messages = [entry.cursor for entry in entries if entry.kind == "message"]
+        assert len(messages) < len(entries)
+
+        newest = await store.log.history(sid, app=None, limit=limit)
+        oldest = await store.log.history(sid, app=None, limit=limit, after=0)
+        all_ = await store.log.history(sid, app=None, limit=len(messages))
+
+        assert [entry.cursor for entry in newest.entries] == messages[::-1][:limit]
+        assert [entry.cursor for entry in oldest.entries] == messages[:limit][::-1]
+        assert newest.has_more
+        assert oldest.has_more
+        assert [entry.cursor for entry in all_.entries] == messages[::-1]
+        assert not all_.has_more
+
+    async def test_another_app_gets_nothing_of_it(self, store: Store) -> None:
+        session = await opened(store)
+        await say(store, session.session_id)
+
+        with pytest.raises(SessionNotFound):
+            await store.log.history(session.session_id, app=OTHER_APP, limit=10)
 
     async def test_bodies_come_back_byte_for_byte(self, store: Store) -> None:
         session = await opened(store)

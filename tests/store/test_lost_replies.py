@@ -13,17 +13,19 @@ from typing import Any
 import pytest
 
 from sessions_api.domain.agents import AgentDefinition
-from sessions_api.domain.ids import AgentId, MessageId, OpId, SessionId, TurnId, UserId
+from sessions_api.domain.ids import MessageId, OpId, SessionId, TurnId, UserId
 from sessions_api.domain.messages import NewMessage
 from sessions_api.domain.sessions import ConfigChange, NewSession
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.errors import AnswerTooLarge, SessionsError
 from sessions_api.store import Store
+from sessions_api.store.attendance import Presence
 from sessions_api.store.connection import Redis
 from sessions_api.store.keys import Keyspace
 from tests.support.proxy import Proxy
 from tests.support.servers import TestServer
-from tests.support.stores import AGENT, USER, age, agent_body, dump, listening, once, user_body
+from tests.support.stores import AGENT, USER, age, agent_body, answer_body, dump, listening, once, user_body
+from tests.support.waiting import eventually
 
 SID = SessionId("5e551011-0000-4000-8000-000000000000")
 CONFIG = TimeoutConfig(1_800_000, True, 43_200_000, 300_000)
@@ -50,10 +52,12 @@ class Scene:
         new = NewSession(session_id, "local", AGENT, USER, b"{}", CONFIG, "queue", 3_600_000)  # type: ignore[arg-type]
         return await self.store.sessions.create(new, once=once_)
 
-    async def say(self, number: int, on_busy: Any = None, once_: Any = None) -> Any:
+    async def say(
+        self, number: int, on_busy: Any = None, once_: Any = None, *, is_agent_away: bool = False
+    ) -> Any:
         return await self.store.log.append(
             SID, app=None, message=NewMessage(message_id(number), user_body(message_id(number), f"{number}")),
-            turn_id=turn_id(number), on_busy=on_busy, once=once_,
+            turn_id=turn_id(number), on_busy=on_busy, once=once_, is_agent_away=is_agent_away,
         )  # fmt: skip
 
     async def claim(self, bits: str = BITS) -> Any:
@@ -73,12 +77,28 @@ class Scene:
     async def delta(self, text: str = "so far", offset: int = 0) -> Any:
         return await self.store.turns.delta(SID, turn_id(1), fence=self.fence, text=text, offset=offset)
 
-    async def complete(self, body: bytes | None = agent_body(message_id(9), "done")) -> Any:
+    async def complete(self, body: bytes | None = answer_body("done")) -> Any:
         return await self.store.turns.complete(SID, turn_id(1), fence=self.fence, body=body)
 
-    async def fail(self, *, retry: bool) -> Any:
+    async def complete_streamed(self) -> Any:
+        around = (b'{"content":', b',"isAgent":true}')
+        return await self.store.turns.complete(SID, turn_id(1), fence=self.fence, around=around)
+
+    async def fail(self, *, retry: bool, pause_ms: int = 0) -> Any:
         return await self.store.turns.fail(
-            SID, turn_id(1), fence=self.fence, code="X", message="x", retry=retry
+            SID, turn_id(1), fence=self.fence, code="X", message="x", retry=retry, pause_ms=pause_ms
+        )
+
+    async def abandon(self) -> Any:
+        return await self.store.turns.abandon(SID, code="X", message="x")
+
+    async def speak(self, once_: Any = None) -> Any:
+        message = NewMessage(message_id(8), agent_body(message_id(8), "by the way"))
+        return await self.store.log.speak(SID, app=None, agent=AGENT, message=message, once=once_)
+
+    async def attend(self, *workers: str, ttl_ms: int = 60_000) -> None:
+        await self.store.attendance.attend(
+            [Presence(AGENT, worker, 3, ttl_ms, is_free=True) for worker in workers]
         )
 
     async def renew(self, once_: Any = None) -> Any:
@@ -93,6 +113,21 @@ class Scene:
     # ------------------------------------------------------------ where a run starts
 
     async def nothing(self) -> None: ...
+
+    async def defined(self) -> None:
+        await self.store.agents.put(definition())
+
+    async def attended(self) -> None:
+        await self.attend("a")
+
+    async def deserted(self) -> None:
+        """A presence that passed, and nobody looked since."""
+        await self.attend("a", ttl_ms=1)
+
+        async def is_gone() -> bool:
+            return not (await self.store.attendance.read(AGENT)).workers
+
+        await eventually(is_gone)
 
     async def session(self) -> None:
         await self.create()
@@ -142,8 +177,8 @@ class Scene:
         await self.pass_(29_000)
 
 
-def definition() -> AgentDefinition:
-    return AgentDefinition(AgentId(AGENT), "Echo", "echo")
+def definition(name: str = "Echo") -> AgentDefinition:
+    return AgentDefinition(AGENT, name, "echo")
 
 
 async def too_large(scene: Scene) -> Any:
@@ -176,6 +211,9 @@ RUNS: dict[str, tuple[str, str, Act]] = {
     "append merging once": ("append", "queued", lambda s: s.say(3, "merge", once())),
     "append interrupting": ("append", "drafted", lambda s: s.say(3, "interrupt")),
     "append rejecting": ("append", "session", lambda s: s.say(1, "reject")),
+    "append with nobody there": ("append", "session", lambda s: s.say(1, is_agent_away=True)),
+    "speak": ("speak", "drafted", lambda s: s.speak()),
+    "speak once": ("speak", "session", lambda s: s.speak(once())),
     "history": ("history", "queued", lambda s: s.store.log.history(SID, app=None, limit=5)),
     "replay": ("replay", "drafted", lambda s: s.store.log.replay(SID, app=None, after=0)),
     "turn": ("turn", "drafted", lambda s: s.store.turns.read(SID, turn_id(1), app=None)),
@@ -187,10 +225,12 @@ RUNS: dict[str, tuple[str, str, Act]] = {
     "delta too large": ("delta", "overlong", too_large),
     "extend": ("extend", "drafted", lambda s: s.store.turns.extend(SID, turn_id(1), fence=s.fence)),
     "complete": ("complete", "drafted", lambda s: s.complete()),
+    "complete with what was streamed": ("complete", "drafted", lambda s: s.complete_streamed()),
     "complete empty": ("complete", "running", lambda s: s.complete(None)),
     "complete of a lapsed turn": ("complete", "lapsed", lambda s: s.complete()),
     "complete that ends the session": ("complete", "held", lambda s: s.complete()),
     "fail": ("fail", "drafted", lambda s: s.fail(retry=True)),
+    "fail with a pause": ("fail", "drafted", lambda s: s.fail(retry=True, pause_ms=20_000)),
     "fail for good": ("fail", "drafted", lambda s: s.fail(retry=False)),
     "fail of a lapsed turn": ("fail", "lapsed", lambda s: s.fail(retry=False)),
     "fail that ends the session": ("fail", "held", lambda s: s.fail(retry=False)),
@@ -198,6 +238,9 @@ RUNS: dict[str, tuple[str, str, Act]] = {
     "cancel": ("cancel", "drafted", lambda s: s.cancel(1)),
     "cancel of a queued turn": ("cancel", "drafted", lambda s: s.cancel(2)),
     "cancel that ends the session": ("cancel", "held", lambda s: s.cancel(1)),
+    "abandon": ("abandon", "drafted", lambda s: s.abandon()),
+    "abandon that ends the session": ("abandon", "held", lambda s: s.abandon()),
+    "abandon of nothing": ("abandon", "session", lambda s: s.abandon()),
     "alarm early": ("alarm", "queued", lambda s: s.store.alarms.ring(SID)),
     "alarm that warns": ("alarm", "warnable", lambda s: s.store.alarms.ring(SID)),
     "alarm that expires": ("alarm", "overdue", lambda s: s.store.alarms.ring(SID)),
@@ -209,10 +252,23 @@ RUNS: dict[str, tuple[str, str, Act]] = {
     "prune": ("prune", "queued", lambda s: s.store.alarms.prune(0, "users")),
     "stale": ("stale", "queued", lambda s: s.store.turns.stale_ready(0)),
     "define": ("define", "nothing", lambda s: s.store.agents.put(definition())),
+    "define again": ("define", "defined", lambda s: s.store.agents.put(definition("Renamed"))),
+    "undefine": ("undefine", "defined", lambda s: s.store.agents.forget(AGENT)),
+    "serving": ("serving", "queued", lambda s: s.store.agents.sessions_of(AGENT)),
+    "attend": ("attend", "nothing", lambda s: s.attend("a", "b")),
+    "leave": ("attend", "attended", lambda s: s.store.attendance.leave(AGENT, "a")),
+    "settle": ("settle", "deserted", lambda s: s.store.attendance.settle()),
+    "dismiss": ("dismiss", "attended", lambda s: s.store.attendance.forget(AGENT)),
 }  # fmt: skip
 
-# An alarm is rung for its effect: the second time there is nothing left to do, and it says so.
-SAYS_WHAT_IT_DID = {"alarm that warns", "alarm that expires"}
+# These are done for their effect: the second time there is nothing left to do, and they say so.
+SAYS_WHAT_IT_DID = {
+    "alarm that warns",
+    "alarm that expires",
+    "abandon",
+    "abandon that ends the session",
+    "define",
+}
 
 
 async def run(server: TestServer, name: str, *, faulty: bool) -> tuple[Any, Any, Any]:
@@ -242,10 +298,10 @@ async def run(server: TestServer, name: str, *, faulty: bool) -> tuple[Any, Any,
 
 
 def scripts() -> list[Any]:
-    from sessions_api.store import agents, alarms, log, sessions, turns
+    from sessions_api.store import agents, alarms, attendance, log, sessions, turns
     from sessions_api.store.connection import Script
 
-    modules = (agents, alarms, log, sessions, turns)
+    modules = (agents, alarms, attendance, log, sessions, turns)
     return [value for module in modules for value in vars(module).values() if isinstance(value, Script)]
 
 

@@ -9,7 +9,7 @@ import pytest
 from sessions_api.domain.ids import PARTITIONS, partition_of_session
 from sessions_api.store import Store
 from tests.support.servers import TestServer
-from tests.support.stores import CONFIG, MINUTE_MS, age, new_session, opened, say
+from tests.support.stores import CONFIG, MINUTE_MS, age, claimed, new_session, opened, say
 from tests.support.waiting import until
 
 SLACK_MS = 3_000  # what may really pass between two calls, on a loaded machine
@@ -47,16 +47,18 @@ class TestDue:
     async def test_gauges_count_the_partition(self, store: Store) -> None:
         sessions = [await opened(store) for _ in range(3)]
         await say(store, sessions[0].session_id)
+        await say(store, sessions[2].session_id)
+        await claimed(store, sessions[2].session_id)
         await age(store, sessions[1].session_id, 26 * MINUTE_MS)
         await store.alarms.ring(sessions[1].session_id)
 
         gauges = await store.alarms.gauges(partition_of_session(sessions[0].session_id))
 
-        assert (gauges.live, gauges.near, gauges.due, gauges.ready) == (3, 1, 3, 1)
+        assert (gauges.live, gauges.near, gauges.due, gauges.ready, gauges.running) == (3, 1, 3, 1, 1)
 
 
 class TestPrune:
-    @pytest.mark.parametrize("index", ["users", "agents", "near", "ready", "due"])
+    @pytest.mark.parametrize("index", ["users", "agents", "near", "ready", "running", "due"])
     async def test_drops_ghosts_and_nothing_else(self, store: Store, server: TestServer, index: str) -> None:
         sessions = [await opened(store) for _ in range(12)]
         partition = partition_of_session(sessions[0].session_id)
@@ -64,6 +66,8 @@ class TestPrune:
             await say(store, session.session_id)
             await age(store, session.session_id, CONFIG.timeout_ms - MINUTE_MS)
             await store.alarms.ring(session.session_id)
+            if index == "running":
+                await claimed(store, session.session_id)
         ghosts = sessions[::2]
         for ghost in ghosts:
             server.call("DEL", store.keyspace.of(ghost.session_id).session)

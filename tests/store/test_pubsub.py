@@ -180,6 +180,7 @@ class TestLoss:
         await asyncio.to_thread(server.restart)
 
         await until(lambda: ears.gaps == 1)
+        await until(lambda: redis.is_up)
         assert await redis.command("PUBLISH", "news", "x", safe=True) == 1
 
     @one

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from sessions_api.domain.ids import LOCAL_APP, new_op_id
+from sessions_api.domain.ids import LOCAL_APP, new_message_id, new_op_id
+from sessions_api.domain.messages import NewMessage
 from sessions_api.domain.sessions import ConfigChange
 from sessions_api.store import Store
+from sessions_api.store.attendance import Presence
 from tests.support.servers import RealServer
-from tests.support.stores import AGENT, MINUTE_MS, claimed, new_session, opened, say
+from tests.support.stores import AGENT, MINUTE_MS, agent_body, answer_body, claimed, new_session, opened, say
 
 
 @pytest.mark.servers("valkey")
 class TestRoundTrips:
     async def test_each_method_is_one_call_of_one_script(self, store: Store, server: RealServer) -> None:
-        """Counted by the server itself; the first call of each script carries its source."""
+        """Counted by the server itself; the first call of each script carries its source.
+
+        Messages are read beside the script: in its trip, and for a claim after it.
+        """
         session = await opened(store)
         sid = session.session_id
 
@@ -30,22 +35,56 @@ class TestRoundTrips:
             taken = (await claimed(store, sid)).turn
             await store.turns.delta(sid, taken.turn_id, fence=taken.fence, text="a", offset=0)
             await store.turns.extend(sid, taken.turn_id, fence=taken.fence)
-            await store.turns.complete(sid, taken.turn_id, fence=taken.fence, body=b"{}")
+            await store.turns.complete(sid, taken.turn_id, fence=taken.fence, body=answer_body("a"))
             await store.turns.read(sid, appended.turn_id, app=LOCAL_APP)
             await store.turns.answer(sid, appended.turn_id, app=LOCAL_APP)
             await store.turns.cancel(sid, appended.turn_id, app=LOCAL_APP)
             await store.log.history(sid, app=LOCAL_APP, limit=50)
             await store.log.replay(sid, app=LOCAL_APP, after=0)
             await store.alarms.ring(sid)
+            await store.turns.abandon(sid, code="X", message="x")
+            message_id = new_message_id()
+            await store.log.speak(
+                sid, app=LOCAL_APP, agent=AGENT, message=NewMessage(message_id, agent_body(message_id, "hi"))
+            )
+            await store.attendance.attend([Presence(AGENT, "w", 1, 60_000, is_free=True)])
+            await store.attendance.leave(AGENT, "w")
+            await store.attendance.forget(AGENT)
 
         await calls()
         server.call("CONFIG", "RESETSTAT")
         before = store.redis.stats.round_trips
         await calls()
 
-        assert server.calls()["evalsha"] == 16
+        assert server.calls()["evalsha"] == 21
+        assert server.calls()["xrevrange"] == 1 + 1  # history, and what was said before the claimed turn
         assert "eval" not in server.calls()
-        assert store.redis.stats.round_trips - before == 16
+        assert store.redis.stats.round_trips - before == 21 + 1
+
+    async def test_a_claim_reads_only_what_may_be_there(self, store: Store, server: RealServer) -> None:
+        """Not where it finds nothing to take, nothing was said before, or nobody wants to know."""
+        session = await opened(store)
+        sid = session.session_id
+
+        async def trips(history: int = 50) -> int:
+            before = store.redis.stats.round_trips
+            turn = (await claimed(store, sid, history=history)).turn
+            spent = store.redis.stats.round_trips - before
+            await store.turns.complete(sid, turn.turn_id, fence=turn.fence, body=answer_body("a"))
+            await say(store, sid)
+            return spent
+
+        await say(store, sid)
+        assert await trips() <= 2  # Redis may have to learn the script
+
+        assert await trips() == 2
+        assert await trips(history=0) == 1
+
+        await claimed(store, sid)
+        before = store.redis.stats.round_trips
+        with pytest.raises(AssertionError):
+            await claimed(store, sid)
+        assert store.redis.stats.round_trips - before == 1
 
     async def test_reads_of_many_share_one_trip(self, store: Store) -> None:
         sessions = [await opened(store) for _ in range(5)]
@@ -55,6 +94,9 @@ class TestRoundTrips:
         await store.listing.total(app=LOCAL_APP)
         await store.listing.near()
         await store.turns.next_ready(AGENT)
+        await store.turns.open_of(AGENT)
+        await store.turns.counts(AGENT)
+        await store.attendance.read(AGENT)
         await store.alarms.gauges(0)
 
-        assert store.redis.stats.round_trips - trips == 5
+        assert store.redis.stats.round_trips - trips == 8

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from sessions_api.domain.ids import LOCAL_APP, SessionId, TurnId
-from sessions_api.errors import TurnNotFound
+from sessions_api.errors import TurnLost, TurnNotFound
 from sessions_api.store import Store
 from tests.support.stores import AGENT, Ears, age, claimed, complete, opened, say
 from tests.support.turns import FIRST_LEASE_MS, LEASE_MS, act, kinds, lapsed, reclaimed, started, turn_of
@@ -46,6 +46,63 @@ class TestComplete:
         assert await kinds(store, sid) == ["message"]
         assert await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP) is None
         assert (await turn_of(store, taken)).state == "completed"
+
+    @pytest.mark.parametrize(
+        "text", ["Half an answer", 'Quo"te, back\\slash,\nline, \x01\x7f/ 😀 é', "%1 %s"]
+    )
+    async def test_what_was_streamed_may_be_the_answer(self, store: Store, text: str) -> None:
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+        middle = len(text) // 2
+        await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text=text[:middle], offset=0)
+        await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text=text[middle:], offset=middle)
+
+        await store.turns.complete(
+            sid, turn.turn_id, fence=turn.fence, around=(b'{"content":', b',"isAgent":true}')
+        )
+
+        answer = await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP)
+        assert answer is not None
+        assert json.loads(answer.body) == {
+            "id": turn.message_id,
+            "authorId": AGENT,
+            "content": text,
+            "isAgent": True,
+        }
+
+    async def test_nothing_streamed_is_an_empty_answer(self, store: Store) -> None:
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+
+        await store.turns.complete(sid, turn.turn_id, fence=turn.fence, around=(b'{"content":', b"}"))
+
+        assert await kinds(store, sid) == ["message"]
+        assert (await turn_of(store, taken)).state == "completed"
+
+    async def test_what_a_lapsed_worker_streamed_may_be_the_answer(self, store: Store) -> None:
+        """Nobody claimed the turn since, so nobody dropped it."""
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+        await act(store, "delta", taken)
+        await age(store, sid, LEASE_MS)
+        await store.alarms.ring(sid)
+
+        await store.turns.complete(sid, turn.turn_id, fence=turn.fence, around=(b'{"content":', b"}"))
+
+        answer = await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP)
+        assert answer is not None
+        assert json.loads(answer.body)["content"] == "so"
+
+    async def test_what_an_earlier_attempt_streamed_is_not_the_answer(self, store: Store) -> None:
+        taken = await started(store)
+        await act(store, "delta", taken)
+        await act(store, "retry", taken)
+        turn = (await reclaimed(store, taken)).turn
+        sid = SessionId(taken.session_id)
+
+        await store.turns.complete(sid, turn.turn_id, fence=turn.fence, around=(b'{"content":', b"}"))
+
+        assert await kinds(store, sid) == ["message"]
 
     async def test_the_next_turn_is_ready_in_the_same_step(self, store: Store, ears: Ears) -> None:
         taken = await started(store)
@@ -119,6 +176,40 @@ class TestFail:
         assert json.loads(failed.body) == {"code": "BROKEN", "message": "It broke", "attempts": 3}
         assert failed.turn_id == turn.turn_id
 
+    @pytest.mark.parametrize("asked_ms, pause_ms", [(10, 1_000), (20_000, 20_000), (600_000, 60_000)])
+    async def test_an_agent_may_ask_for_a_longer_pause(
+        self, store: Store, asked_ms: int, pause_ms: int
+    ) -> None:
+        """Not for a shorter one than the backoff, nor for more than a minute."""
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+        await age(store, sid, 5_000)
+        before = await store.sessions.read(sid, app=None)
+        await store.turns.fail(
+            sid, turn.turn_id, fence=turn.fence, code="AGENT_RATE_LIMITED", message="Later", retry=True,
+            pause_ms=asked_ms,
+        )  # fmt: skip
+
+        retry_ms = int(
+            await store.redis.command(b"HGET", store.keyspace.of(sid).session, b"retry_ms", safe=True)
+        )
+        after = await store.sessions.read(sid, app=None)
+        assert before.now_ms + pause_ms <= retry_ms <= after.now_ms + pause_ms
+        assert (await reclaimed(store, taken, pause_ms)).turn.attempt == 2
+
+    async def test_a_long_pause_makes_no_more_attempts(self, store: Store) -> None:
+        session = await opened(store)
+        await say(store, session.session_id)
+        taken = await claimed(store, session.session_id, max_attempts=1)
+        turn = taken.turn
+
+        await store.turns.fail(
+            session.session_id, turn.turn_id, fence=turn.fence, code="X", message="x", retry=True,
+            pause_ms=60_000,
+        )  # fmt: skip
+
+        assert (await turn_of(store, taken)).state == "failed"
+
     async def test_cancelling_a_turn_behind_it_does_not_shorten_its_pause(self, store: Store) -> None:
         taken = await started(store)
         sid = SessionId(taken.session_id)
@@ -165,7 +256,8 @@ class TestFail:
 
         await age(store, session.session_id, 12_000)
         assert (await store.alarms.ring(session.session_id)).outcome == "lapsed"
-        await act(store, "extend", taken)  # its own still, but no longer running
+        with pytest.raises(TurnLost):
+            await act(store, "extend", taken)
 
         assert (await turn_of(store, taken)).state == "queued"
         assert (await store.sessions.read(session.session_id, app=None)).held_until_ms == 0

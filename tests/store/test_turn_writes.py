@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from sessions_api.domain.ids import LOCAL_APP, SessionId, new_turn_id
-from sessions_api.errors import AnswerTooLarge, DeltaGap, SessionExpired, SessionNotFound, TurnLost
+from sessions_api.errors import (
+    AnswerTooLarge,
+    DeltaGap,
+    SessionExpired,
+    SessionNotFound,
+    TurnLost,
+    TurnNotFound,
+)
 from sessions_api.store import Store
-from tests.support.stores import CONFIG, Ears, age
-from tests.support.turns import ACTS, LEASE_MS, act, kinds, lapsed, reclaimed, started, turn_of
+from tests.support.stores import CONFIG, Ears, age, claimed, opened, say
+from tests.support.turns import (
+    ACTS,
+    FIRST_LEASE_MS,
+    LEASE_MS,
+    act,
+    kinds,
+    lapsed,
+    reclaimed,
+    started,
+    turn_of,
+)
+
+STATES = {"complete": "completed", "final": "failed", "retry": "queued", "release": "queued"}
+"""What a turn becomes by a worker's write; by the others it runs on."""
 
 
 class TestWorkersWrite:
@@ -20,8 +41,7 @@ class TestWorkersWrite:
 
         assert await act(store, name, taken) is False
 
-        state = {"complete": "completed", "final": "failed", "retry": "queued", "release": "queued"}
-        assert (await turn_of(store, taken)).state == state.get(name, "running")
+        assert (await turn_of(store, taken)).state == STATES.get(name, "running")
 
     @pytest.mark.parametrize("name", ACTS)
     async def test_lapsed_but_not_claimed_again_it_is_still_its_own(self, store: Store, name: str) -> None:
@@ -32,8 +52,7 @@ class TestWorkersWrite:
         assert await act(store, name, taken) is False
 
         turn = await turn_of(store, taken)
-        state = {"complete": "completed", "final": "failed", "retry": "queued", "release": "queued"}
-        assert turn.state == state.get(name, "running")
+        assert turn.state == STATES.get(name, "running")
         session = await store.sessions.read(SessionId(taken.session_id), app=None)
         assert session.turn_state == (turn.state if turn.is_open else None)
         assert session.queued == (1 if turn.state == "queued" else 0)
@@ -71,9 +90,10 @@ class TestWorkersWrite:
         await lapsed(store, taken)
         second = await reclaimed(store, taken)
 
-        with pytest.raises(TurnLost):
+        with pytest.raises(TurnLost) as lost:
             await act(store, name, taken)
 
+        assert (lost.value.state, lost.value.why) == ("running", "taken")
         assert (await turn_of(store, taken)).fence == second.turn.fence
         assert await act(store, name, second) is False
 
@@ -91,14 +111,184 @@ class TestWorkersWrite:
         assert await kinds(store, SessionId(taken.session_id)) == ["message", "turn.failed"]
 
     @pytest.mark.parametrize("name", ACTS)
-    async def test_an_unknown_turn_or_fence_is_lost(self, store: Store, name: str) -> None:
+    async def test_with_another_fence_it_is_lost(self, store: Store, name: str) -> None:
         taken = await started(store)
 
         with pytest.raises(TurnLost):
             await act(store, name, taken, fence="1.0")
-        sid = SessionId(taken.session_id)
+
+    @pytest.mark.parametrize("name", ACTS)
+    async def test_of_a_turn_that_never_was_there_is_nothing_to_lose(self, store: Store, name: str) -> None:
+        taken = await started(store)
+        unknown = msgspec.structs.replace(
+            taken, turn=msgspec.structs.replace(taken.turn, turn_id=new_turn_id())
+        )
+
+        with pytest.raises(TurnNotFound):
+            await act(store, name, unknown)
+
+    @pytest.mark.parametrize("name", ACTS)
+    async def test_with_its_lease_over_and_nobody_noticing_it_is_still_its_own(
+        self, store: Store, name: str
+    ) -> None:
+        """The alarm may be late; the worker was not asked to know."""
+        taken = await started(store)
+        await age(store, SessionId(taken.session_id), FIRST_LEASE_MS)
+
+        assert await act(store, name, taken) is False
+
+        turn = await turn_of(store, taken)
+        assert turn.state == STATES.get(name, "running")
+        session = await store.sessions.read(SessionId(taken.session_id), app=None)
+        assert (session.held_until_ms > session.now_ms) is (turn.state == "running")
+
+    @pytest.mark.parametrize("name", ACTS)
+    async def test_lapsed_and_repeated_it_is_the_same_success(self, store: Store, name: str) -> None:
+        taken = await started(store)
+        await lapsed(store, taken)
+        await act(store, name, taken)
+        before = await turn_of(store, taken)
+        log = await kinds(store, SessionId(taken.session_id))
+
+        assert await act(store, name, taken) is False
+
+        after = await turn_of(store, taken)
+        assert (after.state, after.attempt, after.units) == (before.state, before.attempt, before.units)
+        assert await kinds(store, SessionId(taken.session_id)) == log
+
+    @pytest.mark.parametrize("is_noticed", [False, True])
+    @pytest.mark.parametrize("name", [name for name in ACTS if name != "extend"])
+    async def test_past_its_deadline_it_is_its_own_and_holds_nothing(
+        self, store: Store, name: str, is_noticed: bool
+    ) -> None:
+        """A late answer is welcome while nobody else works at it; more time is not to be had."""
+        session = await opened(store)
+        sid = session.session_id
+        await say(store, sid)
+        taken = await claimed(store, sid, turn_ms=60_000)
+        await age(store, sid, 60_000)
+        if is_noticed:
+            assert (await store.alarms.ring(sid)).outcome == "lapsed"
+
+        assert await act(store, name, taken) is False
+
+        after = await store.sessions.read(sid, app=None)
+        assert after.held_until_ms <= after.now_ms
+        await store.alarms.ring(sid)
+        turn = await turn_of(store, taken)
+        assert turn.state == STATES.get(name, "queued")
+        if name == "complete":
+            assert await kinds(store, sid) == ["message", "complete"]
+
+    @pytest.mark.parametrize("is_noticed", [False, True])
+    async def test_past_its_deadline_there_is_nothing_to_extend(self, store: Store, is_noticed: bool) -> None:
+        """An extension that held nothing would tell its worker to go on."""
+        session = await opened(store)
+        sid = session.session_id
+        await say(store, sid)
+        taken = await claimed(store, sid, turn_ms=60_000)
+        await age(store, sid, 60_000)
+        if is_noticed:
+            assert (await store.alarms.ring(sid)).outcome == "lapsed"
+        before = await turn_of(store, taken)
+
+        with pytest.raises(TurnLost) as lost:
+            await act(store, "extend", taken)
+
+        assert (lost.value.state, lost.value.why) == (before.state, "late")
+        assert await turn_of(store, taken) == before
+        assert await act(store, "complete", taken) is False
+
+    @pytest.mark.parametrize("name", ACTS)
+    async def test_past_its_deadline_and_claimed_again_it_is_lost(self, store: Store, name: str) -> None:
+        session = await opened(store)
+        sid = session.session_id
+        await say(store, sid)
+        taken = await claimed(store, sid, turn_ms=60_000)
+        await age(store, sid, 60_000)
+        await store.alarms.ring(sid)
+        second = await reclaimed(store, taken)
+
         with pytest.raises(TurnLost):
-            await store.turns.extend(sid, new_turn_id(), fence=taken.turn.fence)
+            await act(store, name, taken)
+
+        assert await kinds(store, sid) == ["message"]
+        assert await act(store, name, second) is False
+
+    @pytest.mark.parametrize("first", ["complete", "retry", "final", "release"])
+    @pytest.mark.parametrize("name", ACTS)
+    async def test_another_kind_of_write_after_its_own_end_is_lost(
+        self, store: Store, first: str, name: str
+    ) -> None:
+        """A worker that contradicts itself: what it said first stands."""
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        await act(store, first, taken)
+        state, log = (await turn_of(store, taken)).state, await kinds(store, sid)
+        given_up = {"retry", "final", "release"}
+
+        if name == first or {name, first} <= given_up:
+            assert await act(store, name, taken) is False
+        else:
+            with pytest.raises(TurnLost) as lost:
+                await act(store, name, taken)
+            assert (lost.value.state, lost.value.why) == (state, "ended")
+
+        assert (await turn_of(store, taken)).state == state
+        assert await kinds(store, sid) == log
+
+    @pytest.mark.parametrize("first", ["retry", "release"])
+    @pytest.mark.parametrize("name", ACTS)
+    async def test_given_up_and_claimed_again_it_is_lost(self, store: Store, first: str, name: str) -> None:
+        """Also the repeat of what it did: the turn is another's now."""
+        taken = await started(store)
+        await act(store, first, taken)
+        second = await reclaimed(store, taken)
+
+        with pytest.raises(TurnLost):
+            await act(store, name, taken)
+
+        assert (await turn_of(store, taken)).fence == second.turn.fence
+        assert await act(store, name, second) is False
+
+    @pytest.mark.parametrize("name", ACTS)
+    async def test_lapsed_and_cancelled_it_is_told(self, store: Store, name: str) -> None:
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        await lapsed(store, taken)
+        await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+
+        assert await act(store, name, taken) is True
+
+        assert await kinds(store, sid) == ["message", "turn.cancelled"]
+
+    @pytest.mark.parametrize("name", ACTS)
+    async def test_cancelled_in_anothers_hands_every_worker_is_told(self, store: Store, name: str) -> None:
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        await lapsed(store, taken)
+        second = await reclaimed(store, taken)
+        await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+
+        assert await act(store, name, taken) is True
+        assert await act(store, name, second) is True
+
+        assert await kinds(store, sid) == ["message", "turn.cancelled"]
+
+    @pytest.mark.parametrize("name", ACTS)
+    async def test_failed_by_another_hand_it_is_lost(self, store: Store, name: str) -> None:
+        """Abandoned with its agent: nothing of it is the worker's doing, so nothing is its success."""
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        await store.turns.abandon(sid, code="AGENT_NOT_FOUND", message="It is gone")
+
+        if name in {"retry", "final", "release"}:
+            assert await act(store, name, taken) is False  # it is given up, whoever did it
+        else:
+            with pytest.raises(TurnLost):
+                await act(store, name, taken)
+
+        assert await kinds(store, sid) == ["message", "turn.failed"]
 
     @pytest.mark.parametrize("name", ACTS)
     async def test_after_expiry_the_session_is_over(self, store: Store, name: str) -> None:
@@ -142,10 +332,8 @@ class TestDelta:
         taken = await started(store)
         sid, turn = SessionId(taken.session_id), taken.turn
         for text, offset in (("abc", 0), ("abc", 0), ("bc", 1), ("de", 3)):
-            assert (
-                await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text=text, offset=offset)
-                is False
-            )
+            written = await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text=text, offset=offset)
+            assert not written.is_cancelled
 
         draft = (await store.log.replay(sid, app=None, after=None)).draft
         assert draft is not None

@@ -98,7 +98,7 @@ class Follower:
     """Follows a session from its beginning, through ends and errors, until stopped."""
 
     def __init__(self, chat: Chat, *, at: int = 0) -> None:
-        self._chat = chat
+        self.chat = chat
         self._at = at
         self.cursor = 0
         self.entries: list[dict[str, Any]] = []
@@ -115,8 +115,8 @@ class Follower:
             await asyncio.sleep(RETRY_S)
 
     async def _connection(self) -> None:
-        port = int(self._chat.urls[self._at % len(self._chat.urls)].rpartition(":")[2])
-        path = f"{BASE}/{self._chat.session_id}/events"
+        port = int(self.chat.urls[self._at % len(self.chat.urls)].rpartition(":")[2])
+        path = f"{BASE}/{self.chat.session_id}/events"
         async with EventStream(port, path, {"Last-Event-ID": str(self.cursor)}) as stream:
             if stream.status != 200:
                 return
@@ -193,7 +193,7 @@ async def check(chats: list[Chat], followers: list[Follower]) -> None:
         answered = [message["turnId"] for message in history if message["isAgent"]]
         assert sorted(answered) == sorted(turns), "a turn without an answer, or with two"
         for follower in followers:
-            if follower._chat is chat:
+            if follower.chat is chat:
                 await follower.until(cursors[-1])
                 assert follower.faults == [], follower.faults
                 assert json.dumps(follower.entries) == json.dumps(history)

@@ -22,6 +22,7 @@ from sessions_api.errors import SessionsError
 from sessions_api.store import Store
 from sessions_api.store.connection import Redis
 from sessions_api.store.keys import Keyspace
+from sessions_api.store.written import Written
 from tests.support.servers import TestServer
 from tests.support.stores import new_session
 
@@ -61,9 +62,9 @@ class Model:
     running: TurnId | None = None
     retry_at: int = 0
     ready: bool = False
-    log: list[tuple[str, str]] = field(default_factory=list)
+    log: list[tuple[str, TurnId | None]] = field(default_factory=list)
     settled: str = ""
-    uncertain: bool = False  # a pause of a second or five has begun and no time was passed since
+    uncertain: bool = False  # a pause has begun and no time was passed since
 
     @property
     def over(self) -> bool:
@@ -178,11 +179,12 @@ class Compared(RuleBasedStateMachine):
         self.runner.close()
 
     def attempt(self, call: Coroutine[Any, Any, Any]) -> Any:
-        """The outcome of *call*: its result, or the class of what it raised."""
+        """What *call* returned (a write: whether it was cancelled), or the class of what it raised."""
         try:
-            return self.run(call)
+            result = self.run(call)
         except SessionsError as error:
             return type(error)
+        return result.is_cancelled if isinstance(result, Written) else result
 
     @initialize(config=st.sampled_from(CONFIGS))
     def open(self, config: TimeoutConfig) -> None:
@@ -198,7 +200,7 @@ class Compared(RuleBasedStateMachine):
     @invariant()
     def the_store_is_as_the_model(self) -> None:
         model, of = self.model, self.store.keyspace.of(self.sid)
-        session_key, _alarm, log, turns, draft, due, ready, users, agents, near, _live = of.all()
+        session_key, _alarm, log, turns, draft, due, ready, users, agents, near, running, _live = of.all()
         replay = self.run(self.store.log.replay(self.sid, app=None, after=0))
         assert [(entry.status or entry.kind, entry.turn_id) for entry in replay.entries] == model.log
         assert [entry.prev for entry in replay.entries] == [
@@ -214,7 +216,7 @@ class Compared(RuleBasedStateMachine):
                 turn.messages,
             )
         zsets, ttls = self.run(
-            self._rest((due, ready, users, agents, near), (session_key, log, turns, draft))
+            self._rest((due, ready, users, agents, near, running), (session_key, log, turns, draft))
         )
         listed = [any(member.endswith(of.sid) for member in members) for members in zsets]
         live = not model.settled
@@ -223,11 +225,13 @@ class Compared(RuleBasedStateMachine):
         if not model.uncertain:
             assert listed[1] is model.ready
         assert listed[4] is warned
+        assert listed[5] is (model.running is not None)
         assert all(ttl != -1 for ttl in ttls)
         left = timeouts.end_ms(model.clock) + RETENTION_MS - model.now
         assert abs(ttls[0] - left) < SLACK_MS
         if model.log:
             assert abs(ttls[1] - left) < SLACK_MS
+        if model.turns:
             assert abs(ttls[2] - left) < SLACK_MS
         if replay.session is None:
             assert replay.expired is not None

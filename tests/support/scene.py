@@ -22,13 +22,14 @@ from sessions_api.domain.ids import (
 from sessions_api.domain.messages import NewMessage, utf16_units
 from sessions_api.domain.sessions import ConfigChange, NewSession, OnBusy, Session
 from sessions_api.domain.timeouts import TimeoutConfig
+from sessions_api.domain.turns import Answer
 from sessions_api.live.events import Event
 from sessions_api.live.hub import Hub
 from sessions_api.live.subscription import Subscription
 from sessions_api.store import Redis, Store
 from sessions_api.store.keys import Keyspace
 from sessions_api.store.log import Appended
-from sessions_api.wire.messages import agent_body, user_body
+from sessions_api.wire.messages import answer_around, answer_body, user_body
 
 USER = UserId("11111111-1111-4111-8111-111111111111")
 AGENT = AgentId(ECHO_ID)
@@ -51,19 +52,34 @@ class Answering:
     async def say(self, text: str) -> bool:
         offset = utf16_units(self.text)
         self.text += text
-        return await self._turns.delta(
+        written = await self._turns.delta(
             self.session_id, self.turn_id, fence=self.fence, text=text, offset=offset
         )
+        return written.is_cancelled
 
     async def complete(self, content: str | None = None) -> bool:
         content = self.text if content is None else content
-        body = agent_body(self.message_id, content, AGENT) if content else None
-        return await self._turns.complete(self.session_id, self.turn_id, fence=self.fence, body=body)
+        body = answer_body(content, Answer())
+        written = await self._turns.complete(self.session_id, self.turn_id, fence=self.fence, body=body)
+        return written.is_cancelled
+
+    async def complete_streamed(self, metadata: bytes = b"{}") -> bool:
+        """The answer is what was said."""
+        answer = Answer(metadata=metadata)
+        written = await self._turns.complete(
+            self.session_id,
+            self.turn_id,
+            fence=self.fence,
+            around=answer_around(answer),
+            is_more=answer.is_more,
+        )
+        return written.is_cancelled
 
     async def fail(self, *, retry: bool = False) -> bool:
-        return await self._turns.fail(
+        written = await self._turns.fail(
             self.session_id, self.turn_id, fence=self.fence, code="BOOM", message="It broke", retry=retry
         )
+        return written.is_cancelled
 
 
 class Scene:

@@ -69,6 +69,7 @@ for i = 1, #records, 2 do
   if string.sub(records[i + 1], 1, 1) == '{' then
     local turn = cjson.decode(records[i + 1])
     if turn.lease_ms then turn.lease_ms = turn.lease_ms - by end
+    if turn.not_before_ms then turn.not_before_ms = turn.not_before_ms - by end
     if turn.deadline_ms then turn.deadline_ms = turn.deadline_ms - by end
     redis.call('HSET', turns, records[i], cjson.encode(turn))
   end
@@ -123,6 +124,11 @@ def agent_body(message_id: str, text: str) -> bytes:
     return json.dumps({"id": message_id, "content": text, "isAgent": True}, separators=(",", ":")).encode()
 
 
+def answer_body(text: str) -> bytes:
+    """As an answer is handed to the store, which puts id and author in front."""
+    return json.dumps({"content": text, "isAgent": True}, separators=(",", ":")).encode()
+
+
 async def say(
     store: Store,
     session_id: SessionId,
@@ -132,6 +138,7 @@ async def say(
     once: Once | None = None,
     message_id: MessageId | None = None,
     turn_id: TurnId | None = None,
+    is_agent_away: bool = False,
 ) -> Appended:
     """A user's message, with a fresh message id and turn id unless they are given."""
     message_id = message_id or new_message_id()
@@ -142,6 +149,7 @@ async def say(
         turn_id=turn_id or new_turn_id(),
         on_busy=on_busy,
         once=once,
+        is_agent_away=is_agent_away,
     )
 
 
@@ -173,10 +181,12 @@ async def claimed(
 
 
 async def complete(store: Store, taken: ClaimedTurn, text: str = "answer") -> bool:
+    """Whether the turn was cancelled."""
     turn = taken.turn
-    return await store.turns.complete(
-        SessionId(taken.session_id), turn.turn_id, fence=turn.fence, body=agent_body(turn.message_id, text)
+    written = await store.turns.complete(
+        SessionId(taken.session_id), turn.turn_id, fence=turn.fence, body=answer_body(text)
     )
+    return written.is_cancelled
 
 
 def once(key: str = "key", *, content: bytes = b"content", scope: str = "scope") -> Once:

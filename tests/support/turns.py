@@ -7,7 +7,8 @@ from typing import Any
 from sessions_api.domain.ids import SessionId
 from sessions_api.domain.turns import ClaimedTurn, Turn
 from sessions_api.store import Store
-from tests.support.stores import age, agent_body, claimed, opened, say
+from sessions_api.store.written import Written
+from tests.support.stores import age, answer_body, claimed, opened, say
 
 LEASE_MS = 30_000
 FIRST_LEASE_MS = 10_000
@@ -16,7 +17,11 @@ ACTS = ("delta", "extend", "complete", "retry", "final", "release")
 
 
 async def act(store: Store, name: str, taken: ClaimedTurn, fence: str | None = None) -> bool:
-    """One of the writes of a worker."""
+    """One of the writes of a worker; whether the turn was cancelled."""
+    return (await write(store, name, taken, fence)).is_cancelled
+
+
+async def write(store: Store, name: str, taken: ClaimedTurn, fence: str | None = None) -> Written:
     sid, turn_id = SessionId(taken.session_id), taken.turn.turn_id
     fence = fence or taken.turn.fence
     match name:
@@ -25,8 +30,7 @@ async def act(store: Store, name: str, taken: ClaimedTurn, fence: str | None = N
         case "extend":
             return await store.turns.extend(sid, turn_id, fence=fence)
         case "complete":
-            body = agent_body(taken.turn.message_id, "done")
-            return await store.turns.complete(sid, turn_id, fence=fence, body=body)
+            return await store.turns.complete(sid, turn_id, fence=fence, body=answer_body("done"))
         case "release":
             return await store.turns.release(sid, turn_id, fence=fence)
         case _:

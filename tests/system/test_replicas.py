@@ -13,7 +13,18 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from tests.support.client import BASE, ECHO, Api, closed, eventually, meanwhile, problem, received, some_id
+from tests.support.client import (
+    BASE,
+    ECHO,
+    Api,
+    closed,
+    eventually,
+    meanwhile,
+    problem,
+    received,
+    received_until,
+    some_id,
+)
 from tests.support.load import Chat, Follower, chatting, check, followed
 from tests.support.servers import TestServer, launch
 from tests.support.service import Service
@@ -74,7 +85,7 @@ class TestTwoReplicas:
         for api in (two, one) * 5:
             assert api.ask(session_id, "hello")["agentResponse"]["text"] == "echo: hello"
         with one.websocket(session_id) as socket:
-            received(socket)
+            received_until(socket, "agent.availability")
             two.call("POST", f"/{session_id}/renew")
             assert received(socket)["type"] == "session.renewed"
         two.call("DELETE", f"/{session_id}")
@@ -212,7 +223,7 @@ class TestTime:
         finally:
             statuses = [await asyncio.to_thread(service.stop) for service in services]
 
-        once = ["session.snapshot", "session.expiring", "session.expired", "closing"]
+        once = ["session.snapshot", "agent.availability", "session.expiring", "session.expired", "closing"]
         assert [names for names in seen if names != once] == []
         assert statuses == [0, 0, 0]
         for service in services:
@@ -234,8 +245,8 @@ class TestDrain:
         api = Api(draining.url)
         session_id = api.session()
         with api.events(session_id) as stream, api.websocket(session_id) as socket:
-            stream.next()
-            received(socket)
+            stream.until("agent.availability")
+            received_until(socket, "agent.availability")
             draining.ask_to_stop()
             events = stream.rest()
             code, frames = closed(socket)

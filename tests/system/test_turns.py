@@ -10,6 +10,7 @@ import pytest
 
 from sessions_api.agents.connectors import CONNECTORS, Connector
 from sessions_api.agents.dispatcher import Dispatcher
+from sessions_api.agents.finder import Finder
 from sessions_api.domain.agents import ECHO_ID, AgentDefinition
 from sessions_api.domain.ids import SessionId, TurnId, UserId, new_message_id, new_op_id, new_turn_id
 from sessions_api.domain.messages import LogEntry, NewMessage
@@ -50,17 +51,20 @@ class Script:
 
 @asynccontextmanager
 async def dispatching(
-    store: Store, connector: Connector | None = None, **settings: object
+    store: Store, connector: Connector | None = None, *, turns: int = 256, **settings: object
 ) -> AsyncIterator[Dispatcher]:
     """A dispatcher for the built-in agent, which may answer by *connector*."""
     await store.agents.put(echo(**settings))
     connectors = {"echo": connector} if connector else CONNECTORS
-    dispatcher = Dispatcher(store, worker="test", connectors=connectors)
+    finder = Finder(store)
+    dispatcher = Dispatcher(store, finder, worker="test", turns=turns, connectors=connectors)
+    await finder.start()
     await dispatcher.start()
     try:
         yield dispatcher
     finally:
         await dispatcher.stop()
+        await finder.stop()
 
 
 @asynccontextmanager
@@ -159,16 +163,13 @@ class TestEcho:
 
     async def test_works_off_more_sessions_than_it_has_places(self, redis_url: str) -> None:
         async with stores(redis_url, 1) as (store,):
-            await store.agents.put(echo())
             sids = [await session_of(store) for _ in range(10)]
             for sid in sids:
                 await say(store, sid, "hello")
-            dispatcher = Dispatcher(store, worker="test", concurrency=2)
-            await dispatcher.start()
 
-            for sid in sids:
-                await answered(store, sid, "echo: hello")
-            await dispatcher.stop()
+            async with dispatching(store, turns=2):
+                for sid in sids:
+                    await answered(store, sid, "echo: hello")
 
 
 class TestAnAttempt:
@@ -347,12 +348,13 @@ class TestALostHint:
     async def test_costs_a_moment(self, server: TestServer) -> None:
         """The dispatcher misses the wake; the keeper's sweep repeats it."""
         async with stores(server.url, 1) as (store,), dispatching(store) as dispatcher:
-            await until(lambda: dispatcher._agents and not dispatcher._unseen)
+            await until(lambda: any(trail.caught_up.is_set() for trail in dispatcher._trails.values()))
             dispatcher._is_draining = True  # deaf
             sid = await session_of(store)
             await say(store, sid, "hello")
             await until(lambda: server.call("ZCARD", self.ready(store, sid)) == 1)
             dispatcher._is_draining = False
+            await store.attendance.refresh()  # as the application does; hints are for agents that are there
             async with kept(store):
                 await answered(store, sid, "echo: hello")
 

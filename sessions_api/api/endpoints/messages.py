@@ -17,13 +17,17 @@ MAX_PAGE: Final = 100
 
 
 async def send(request: Request) -> Reply | PostStream:
-    """Append a user's message; depending on ``transport`` wait for the answer or stream it."""
+    """Append a message; depending on ``transport`` wait for the answer to it, or stream that."""
     message = read_message(
         await request.json(),
         max_chars=request.state.rules.max_content_chars,
         wants_stream=request.wants_event_stream,
     )
     key = read_key(request.headers.get(b"idempotency-key"))
+    if message.role != "user":
+        spoken = await request.state.operations.speak(request.session_id, request.caller, message, key)
+        body = spoken.json(minimal=request.prefers_minimal)
+        return Reply(201, body, (REPLAYED,) if spoken.is_repeat else ())
     if message.transport == "sse":
         return PostStream(request, message, key)
     if message.transport == "http":

@@ -44,11 +44,12 @@ async def create(request: Request) -> Reply:
     agent = await state.store.agents.find(AgentId(body.agent_id.lower()))
     config = timeouts.resolve(body.choice, agent.session, state.rules.default_config)
     if not body.reader.errors:
-        body.reader.check(body.choice, config)
+        body.reader.check(body.choice, config.timeout_ms)
         if body.reader.errors:
             body.faults.append(body.reader.error(body.given))
     if body.faults:
         raise joined(body.faults)
+    await state.operations.check_available(agent.agent_id)
     user_id = UserId(body.user_id.lower())
     new = NewSession(
         session_id=new_session_id(user_id),

@@ -1,13 +1,14 @@
 --[[ alarm: do whatever is due for a session, each at most once, and set the next alarm.
 
-KEYS   the session's eleven
+KEYS   the session's twelve
 ARGV   sid, app
-REPLY  {'expired' | 'warned' | 'lapsed' | 'idle', sid, lag_ms} | {'absent', sid}
+REPLY  {'expired' | 'warned' | 'lapsed' | 'idle', sid, lag_ms, lost} | {'absent', sid}
 
 The claim is the transition itself: anyone may call it at any time, on a hint, by
 the sweep, or because a request found the session past its time. It begins with a
 DEL, so that it works when Redis is full, and leaves `due` last: should it fail
-half-way, the session still has its promise. ]]
+half-way, the session still has its promise. `lost` is the agent whose last attempt
+at a turn lapsed, or ''. ]]
 -- needs: session clock turns ending
 
 if s.app == '' then
@@ -17,18 +18,22 @@ if s.app == '' then
 end
 if s.reason ~= '' then
   redis.call('ZREM', due, sid)
-  return {'idle', sid, 0}
+  return {'idle', sid, 0, ''}
 end
-if now >= end_ms() then return {'expired', sid, int(expire())} end
+if now >= end_ms() then return {'expired', sid, int(expire()), ''} end
 redis.call('DEL', alarm)
 
-local word, lag_ms = 'idle', 0
+local word, lag_ms, lost = 'idle', 0, ''
 if s.turn_state == 'running' and s.held_until_ms <= now then
   local turn = turn_of(s.turn)
   word, lag_ms = 'lapsed', now - s.held_until_ms
   turn.lapsed = true
-  retry_or_fail(turn, 'AGENT_TIMEOUT', 'The agent stopped answering')
-  if turn.state == 'failed' and s.auto_renew == 1 then renew('turn') end
+  retry_or_fail(turn, 'AGENT_TIMEOUT', 'The agent stopped answering', 0)
+  if turn.state == 'failed' or now >= turn.deadline_ms then stop(turn) end -- else it may go on
+  if turn.state == 'failed' then
+    lost = string.lower(s.agent_id)
+    if s.auto_renew == 1 then renew('turn') end
+  end
   reckon(nil)
 elseif s.retry_ms > 0 and s.retry_ms <= now then
   set('retry_ms', 0)
@@ -40,4 +45,4 @@ set('alarm_ms', 0)
 arm(true)
 save()
 keep()
-return {word, sid, int(lag_ms)}
+return {word, sid, int(lag_ms), lost}

@@ -1,11 +1,11 @@
 --[[ append: a user's message enters the log and gets its turn.
 
-KEYS   the session's eleven, once
+KEYS   the session's twelve, once
 ARGV   sid, app, message_id, turn_id, body, on_busy ('' = the session's),
-       fingerprint ('' without a key)
+       fingerprint ('' without a key), is_agent_away ('1': refuse all but a repeat)
 REPLY  {'ok' | 'repeated', sid, now, message_id, cursor, turn_id, renewed, fields}
-       | {'busy', sid, turn_id, state} | {'backlog', sid, queued} | {'mismatch', sid}
-       | expired | absent
+       | {'away', sid, agent_id} | {'busy', sid, turn_id, state} | {'backlog', sid, queued}
+       | {'mismatch', sid} | expired | absent
 
 The idempotency key is looked up before anything else; only success is remembered.
 Repeatable by its turn id; a message that opens no turn of its own, by its once
@@ -13,10 +13,10 @@ entry. onBusy: queue opens a turn; merge joins the last queued one; interrupt
 cancels the running turn and takes all that is queued; reject wants none open. ]]
 -- needs: session clock turns ending
 
-local once = KEYS[12]
+local once = KEYS[13]
 local message_id, turn_id, body, on_busy, fingerprint = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local is_agent_away = ARGV[8] == '1'
 local MAX_QUEUED, MAX_QUEUED_BYTES = 100, 4194304
-local MAX_ENTRIES, MAX_BYTES = 10000, 8388608
 
 local function accepted(word, id, cursor, turn, renewed)
   return {word, sid, int(now), id, cursor, turn, renewed, fields()}
@@ -33,6 +33,7 @@ local before = turn_of(turn_id)
 if before then return accepted('ok', message_id, int(before.opened), turn_id, before.renewed) end
 local dead = over()
 if dead then return dead end
+if is_agent_away then return {'away', sid, s.agent_id} end
 
 if on_busy == '' then on_busy = s.on_busy end
 -- A user's message is by the session's user, whom the replica does not know without a read.
@@ -42,19 +43,6 @@ end
 if on_busy == 'reject' and s.turn ~= '' then return {'busy', sid, s.turn, s.turn_state} end
 if s.queued >= MAX_QUEUED or s.queued_bytes + #body > MAX_QUEUED_BYTES then
   return {'backlog', sid, int(s.queued)}
-end
-
--- Only up to the oldest unanswered message: what an agent still has to read stays.
-local function trim()
-  local oldest = s.cursor
-  local running_or_next = s.turn ~= '' and turn_of(s.turn)
-  if running_or_next then oldest = running_or_next.messages[1] end
-  while s.log_bytes > MAX_BYTES or redis.call('XLEN', log) > MAX_ENTRIES do
-    local entry = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
-    if not entry or tonumber(string.match(entry[1], '%d+')) >= oldest then return end
-    redis.call('XDEL', log, entry[1])
-    set('log_bytes', s.log_bytes - #entry[2][10])
-  end
 end
 
 local turn = {

@@ -1,6 +1,6 @@
 --[[ cancel: end a turn that is queued or running; what was said so far stays.
 
-KEYS   the session's eleven
+KEYS   the session's twelve
 ARGV   sid, app, turn_id, by (user | agent)
 REPLY  {'ok', sid, became, record} | {'unknown', sid} | expired | absent
 

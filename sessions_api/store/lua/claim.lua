@@ -1,19 +1,19 @@
 --[[ claim: a worker takes the oldest queued turn of one session.
 
-KEYS   the session's eleven
-ARGV   sid, app, worker, fence_bits, message_id, turn_ms, max_attempts, history, agent_id
-REPLY  {'claimed', sid, now, next, record, messages, history, more, fields} | {'taken', sid, next}
+KEYS   the session's twelve
+ARGV   sid, app, worker, fence_bits, message_id, turn_ms, max_attempts, agent_id
+REPLY  {'claimed', sid, now, next, was_lapsed, record, messages, fields} | {'taken', sid, next}
 
 The fence changes here and nowhere else. Repeatable: a repeat finds its own random
 bits on the running turn and gets the same turn. `next` is another session of the
-agent in this partition with work, or ''. ]]
+agent in this partition with work, or ''; `was_lapsed`: the attempt before this one
+was never given back. What was said before is read by itself (store/pages.py). ]]
 -- needs: session clock turns
 
 local worker, fence_bits, message_id = ARGV[3], ARGV[4], ARGV[5]
-local turn_ms, max_attempts, history_size = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST_LEASE_MS, HISTORY_BYTES = 10000, 262144
+local turn_ms, max_attempts, agent = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local FIRST_LEASE_MS = 10000
 
-local agent = ARGV[9]
 local function next_session()
   for _, member in ipairs(redis.call('ZRANGEBYLEX', ready, '[' .. agent .. ':', '(' .. agent .. ';', 'LIMIT', 0, 2)) do
     local other = string.sub(member, -36)
@@ -24,12 +24,15 @@ end
 
 if over() or string.lower(s.agent_id) ~= agent then return {'taken', sid, next_session()} end
 local turn = s.turn ~= '' and turn_of(s.turn) or nil
+local was_lapsed = 0
 local again = turn and turn.state == 'running' and string.match(turn.fence, '%.(.*)$') == fence_bits
 if not again then
   if not turn or turn.state ~= 'queued' or s.retry_ms > now then return {'taken', sid, next_session()} end
   dequeue(turn)
+  was_lapsed = turn.lapsed and 1 or 0
   turn.state = 'running'
   turn.lapsed = nil
+  turn.not_before_ms = nil
   turn.attempt = turn.attempt + 1
   turn.claims = turn.claims + 1
   turn.max_attempts = max_attempts
@@ -56,21 +59,4 @@ local messages = {}
 for i, cursor in ipairs(turn.messages) do
   messages[i] = redis.call('XRANGE', log, int(cursor), int(cursor))[1]
 end
-local history, bytes, more = {}, 0, 0
-local high, batch = '(' .. int(turn.messages[1]) .. '-0', history_size + 1
-while history_size > 0 and more == 0 do
-  local page = redis.call('XREVRANGE', log, high, '-', 'COUNT', batch)
-  for _, entry in ipairs(page) do
-    if entry[2][2] == 'message' then
-      bytes = bytes + #entry[2][10]
-      if #history >= history_size or bytes > HISTORY_BYTES then
-        more = 1
-        break
-      end
-      table.insert(history, 1, entry)
-    end
-  end
-  if #page < batch then break end
-  high = '(' .. page[#page][1]
-end
-return {'claimed', sid, int(now), next_session(), cjson.encode(turn), messages, history, more, fields()}
+return {'claimed', sid, int(now), next_session(), was_lapsed, cjson.encode(turn), messages, fields()}

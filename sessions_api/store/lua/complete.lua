@@ -1,25 +1,31 @@
 --[[ complete: a worker's answer enters the log and ends its turn.
 
-KEYS   the session's eleven
-ARGV   sid, app, turn_id, fence, body ('' = an empty answer: nothing is stored)
-REPLY  {'ok', sid, became} | {'cancelled', sid} | {'lost', sid} | expired | absent
+KEYS   the session's twelve
+ARGV   sid, app, turn_id, fence, body ('' = an empty answer: nothing is stored), tail, is_more
+REPLY  written | refused (lib/worker.lua) | expired | absent
 
-`became` says what the end of the turn did to the session (lib/ending.lua).
-Repeatable by its fence: its own earlier success is the same success. ]]
+The body comes without the message's id and author. With a tail the answer's content
+is what was streamed, put between body and tail; if that was nothing, the answer is
+empty, and stored only where there is more to it ('1'). Repeatable by its fence: its
+own earlier success is the same success. ]]
 -- needs: session clock turns ending worker
 
-local turn_id, fence, body = ARGV[3], ARGV[4], ARGV[5]
+local turn_id, fence, body, tail, is_more = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
 
 local dead = over()
 if dead and dead[1] == 'absent' then return dead end
 local turn = turn_of(turn_id)
 local standing = standing_of(turn, fence)
-if standing == 'cancelled' then return {'cancelled', sid} end
-if standing == 'completed' then return {'ok', sid, 'kept'} end
+if standing == 'cancelled' then return told(turn, fence) end
+if standing == 'completed' then return written('ok', 'again', turn) end
 if dead then return dead end
-if standing ~= 'own' then return {'lost', sid} end
-local cursor = body ~= '' and write('message', turn_id, 'complete', body) or 0
+if standing ~= 'own' then return refused(turn, standing) end
+if tail ~= '' then
+  local text = redis.call('GET', draft) or ''
+  body = (text ~= '' or is_more) and body .. cjson.encode(text) .. tail or ''
+end
+local cursor = body ~= '' and write('message', turn_id, 'complete', authored(turn, body)) or 0
 turn.answer = cursor
 close(turn, 'completed')
 fact('turn.completed', turn_id .. ' ' .. (cursor > 0 and turn.message_id or '-') .. ' ' .. int(cursor))
-return {'ok', sid, after_turn()}
+return written('ok', 'new', turn, after_turn())

@@ -1,6 +1,6 @@
 --[[ create: open a session for a user with an agent.
 
-KEYS   the session's eleven (store/keys.py), once
+KEYS   the session's twelve (store/keys.py), once
 ARGV   sid, app, agent_id, user_id, metadata, timeout_ms, auto_renew, max_duration_ms,
        warning_ms, sources, on_busy, retention_ms, fingerprint ('' without a key), max_open
 REPLY  {'ok', sid, now, fields} | {'repeated', other sid} | {'mismatch', sid} | {'crowded', sid, open}
@@ -8,7 +8,7 @@ REPLY  {'ok', sid, now, fields} | {'repeated', other sid} | {'mismatch', sid} | 
 Repeatable by its session id: a repeat finds the session and replies with it. ]]
 -- needs: session clock
 
-local once = KEYS[12]
+local once = KEYS[13]
 local fingerprint, max_open = ARGV[13], tonumber(ARGV[14])
 
 if s.app ~= '' then return {'ok', sid, int(now), fields()} end

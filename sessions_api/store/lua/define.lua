@@ -2,15 +2,15 @@
 
 KEYS   definitions
 ARGV   agent_id, definition
-REPLY  {'ok'}
+REPLY  {'new' | 'changed' | 'same'}
 
 Repeatable by nature: the same definition again changes nothing. ]]
 
 local definitions = KEYS[1]
 local agent_id, definition = ARGV[1], ARGV[2]
 
-if redis.call('HGET', definitions, agent_id) ~= definition then
-  redis.call('HSET', definitions, agent_id, definition)
-  redis.call('HINCRBY', definitions, 'version', 1)
-end
-return {'ok'}
+local known = redis.call('HGET', definitions, agent_id)
+if known == definition then return {'same'} end
+redis.call('HSET', definitions, agent_id, definition)
+redis.call('HINCRBY', definitions, 'version', 1)
+return {known and 'changed' or 'new'}

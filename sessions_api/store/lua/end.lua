@@ -1,6 +1,6 @@
 --[[ end: erase a session, live or expired, with everything it holds.
 
-KEYS   the session's eleven
+KEYS   the session's twelve
 ARGV   sid, app
 REPLY  {'ok', sid} | {'absent', sid}
 
@@ -12,6 +12,10 @@ that it repeats, calls that success. ]]
 if s.app == '' or (app ~= '' and s.app ~= app) then return {'absent', sid} end
 local ids = open_turns()
 leave_indexes()
+if s.turn_state == 'running' then
+  leave_running()
+  hint(sid .. ' ' .. s.turn)
+end
 redis.call('ZREM', due, sid)
 redis.call('DEL', session, alarm, log, turns, draft)
 for _, id in ipairs(ids) do

@@ -1,10 +1,11 @@
 --[[ extend: a worker is still at it; holds the session for another lease.
 
-KEYS   the session's eleven
+KEYS   the session's twelve
 ARGV   sid, app, turn_id, fence
-REPLY  {'ok', sid} | {'cancelled', sid} | {'lost', sid} | expired | absent
+REPLY  written | refused (lib/worker.lua) | expired | absent
 
-Never beyond the attempt's deadline. Repeatable by nature. ]]
+Never beyond the attempt's deadline: past it there is nothing to hold, and the worker
+is told so, though its answer is welcome until the next claim. Repeatable by nature. ]]
 -- needs: session clock turns ending worker
 
 local turn_id, fence = ARGV[3], ARGV[4]
@@ -13,13 +14,13 @@ local dead = over()
 if dead then return dead end
 local turn = turn_of(turn_id)
 local standing = standing_of(turn, fence)
-if standing == 'cancelled' then return {'cancelled', sid} end
-if standing ~= 'own' then return {'lost', sid} end
+if standing == 'cancelled' then return told(turn, fence) end
+if standing ~= 'own' or now >= turn.deadline_ms then return refused(turn, standing) end
 revive(turn)
-if turn.state == 'running' then hold(turn, LEASE_MS) end
+hold(turn, LEASE_MS)
 put(turn)
 warn()
 arm()
 save()
 keep()
-return {'ok', sid}
+return written('ok', 'new', turn)

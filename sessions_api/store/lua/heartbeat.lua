@@ -1,6 +1,6 @@
 --[[ heartbeat: the user is there; renews if the session renews itself and the cap allows.
 
-KEYS   the session's eleven
+KEYS   the session's twelve
 ARGV   sid, app, op
 REPLY  {'renewed' | 'kept', sid, now, fields} | expired | absent
 

@@ -1,6 +1,6 @@
 --[[ renew: restart the idle clock of a live session by hand.
 
-KEYS   the session's eleven, once
+KEYS   the session's twelve, once
 ARGV   sid, app, op, fingerprint ('' without a key)
 REPLY  {'ok' | 'repeated', sid, now, fields} | {'capped', sid, now, fields} | {'mismatch', sid}
        | expired | absent
@@ -8,7 +8,7 @@ REPLY  {'ok' | 'repeated', sid, now, fields} | {'capped', sid, now, fields} | {'
 Repeatable by its op. 'capped': the deadline stands at createdAt + maxDuration. ]]
 -- needs: session clock
 
-local once = KEYS[12]
+local once = KEYS[13]
 local op, fingerprint = ARGV[3], ARGV[4]
 
 if s.app == '' or (app ~= '' and s.app ~= app) then return {'absent', sid} end

@@ -27,7 +27,10 @@ local function expire()
   leave_indexes()
   for _, id in ipairs(open_turns()) do
     local turn = turn_of(id)
-    if turn then fail(turn, 'SESSION_EXPIRED', 'The session expired before the turn ended') end
+    if turn then
+      stop(turn)
+      fail(turn, 'SESSION_EXPIRED', 'The session expired before the turn ended')
+    end
   end
   set('expires_ms', ended)
   set('reason', why)

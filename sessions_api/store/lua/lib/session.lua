@@ -7,7 +7,7 @@
 -- That the key exists proves nothing: it outlives the session by the retention.
 -- `over()` is the only test of life.
 
-local session, alarm, log, turns, draft, due, ready, users, agents, near, live = unpack(KEYS)
+local session, alarm, log, turns, draft, due, ready, users, agents, near, running, live = unpack(KEYS)
 local sid, app = ARGV[1], ARGV[2]
 local time = redis.call('TIME') -- once: on Redis 6.2 it moves within a script
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -2,7 +2,9 @@
 -- `turns`, beside `queue` and `ended`, lists of turn ids, oldest first.
 
 local ENDED_KEPT = 50
+local MAX_ENTRIES, MAX_BYTES = 10000, 8388608
 local BACKOFF_MS = {1000, 5000}
+local LONGEST_PAUSE_MS = 60000
 local LEASE_MS = 30000
 
 -- What changes in the hash is written at once, by save().
@@ -65,6 +67,34 @@ local function write(kind, turn_id, status, body)
   return cursor
 end
 
+-- Only up to the oldest unanswered message: what an agent still has to read stays.
+local function trim()
+  local oldest = s.cursor
+  local running_or_next = s.turn ~= '' and turn_of(s.turn)
+  if running_or_next then oldest = running_or_next.messages[1] end
+  while s.log_bytes > MAX_BYTES or redis.call('XLEN', log) > MAX_ENTRIES do
+    local entry = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+    if not entry or tonumber(string.match(entry[1], '%d+')) >= oldest then return end
+    redis.call('XDEL', log, entry[1])
+    set('log_bytes', s.log_bytes - #entry[2][10])
+  end
+end
+
+-- To whoever serves the agent: one word has work, two words name a turn to stop.
+local function hint(words)
+  local prefix, agent = string.match(live, '^(.-)live:{'), string.lower(s.agent_id)
+  redis.call('PUBLISH', prefix .. 'wake:{' .. agent .. '}', words)
+end
+
+-- A turn ends by another hand than its worker's, who would learn of it at its next write only.
+local function stop(turn)
+  if turn.state == 'running' or turn.lapsed then hint(sid .. ' ' .. turn.turn_id) end
+end
+
+local function leave_running()
+  redis.call('ZREM', running, string.lower(s.agent_id) .. ':' .. sid)
+end
+
 local function leave_ready()
   if s.ready_ms == 0 then return end
   redis.call('ZREM', ready, string.lower(s.agent_id) .. ':' .. int(s.ready_ms) .. ':' .. sid)
@@ -72,19 +102,18 @@ local function leave_ready()
 end
 
 local function enter_ready()
-  local agent = string.lower(s.agent_id)
   if s.ready_ms == 0 then
     set('ready_ms', now)
-    redis.call('ZADD', ready, 0, agent .. ':' .. int(now) .. ':' .. sid)
+    redis.call('ZADD', ready, 0, string.lower(s.agent_id) .. ':' .. int(now) .. ':' .. sid)
   end
-  local prefix = string.match(live, '^(.-)live:{')
-  redis.call('PUBLISH', prefix .. 'wake:{' .. agent .. '}', sid)
+  hint(sid)
 end
 
 -- What is next for the session: the running turn, else the oldest queued one.
-local function reckon(running)
-  if running then
-    set('turn', running.turn_id)
+local function reckon(taken)
+  if taken then
+    redis.call('ZADD', running, 0, string.lower(s.agent_id) .. ':' .. sid)
+    set('turn', taken.turn_id)
     set('turn_state', 'running')
     return leave_ready()
   end
@@ -117,7 +146,12 @@ end
 
 -- Take an open turn out of queue or hands, into its end; the caller says what it was.
 local function close(turn, state)
-  if turn.state == 'queued' then dequeue(turn) else set('held_until_ms', 0) end
+  if turn.state == 'queued' then
+    dequeue(turn)
+  else
+    set('held_until_ms', 0)
+    leave_running()
+  end
   if s.turn == turn.turn_id then -- whose draft it is, running or lapsed
     redis.call('DEL', draft)
     set('turn', '')
@@ -144,31 +178,41 @@ local function fail(turn, code, message)
     cjson.encode({code = code, message = message, attempts = turn.attempt}))
 end
 
--- Back to the front of the queue, for another attempt.
+-- Back to the front of the queue, for another attempt; what it said is no longer the answer.
 local function requeue(turn, backoff_ms)
   turn.state = 'queued'
   turn.lease_ms = 0
+  turn.not_before_ms = backoff_ms > 0 and now + backoff_ms or nil
   set('held_until_ms', 0)
+  leave_running()
   enqueue(turn, true)
-  set('retry_ms', backoff_ms > 0 and now + backoff_ms or 0)
+  set('retry_ms', turn.not_before_ms or 0)
   put(turn)
+  fact('turn.queued', turn.turn_id)
 end
 
-local function retry_or_fail(turn, code, message)
+local function retry_or_fail(turn, code, message, pause_ms)
   if turn.attempt >= turn.max_attempts then return fail(turn, code, message) end
-  requeue(turn, BACKOFF_MS[turn.attempt] or BACKOFF_MS[#BACKOFF_MS])
+  local backoff_ms = BACKOFF_MS[turn.attempt] or BACKOFF_MS[#BACKOFF_MS]
+  requeue(turn, math.min(math.max(backoff_ms, pause_ms), LONGEST_PAUSE_MS))
+end
+
+-- The worker's replica knows neither without a read: an answer's body comes without them.
+local function authored(turn, body)
+  return '{"id":"' .. turn.message_id .. '","authorId":"' .. s.agent_id .. '",' .. string.sub(body, 2)
 end
 
 -- What was said so far stays in the log as a message of status "cancelled".
 local function cancel(turn, by, superseded_by)
   local text = turn.state == 'running' and redis.call('GET', draft) or false
   redis.call('HDEL', turns, '') -- deletes nothing, but begins as what frees: works when Redis is full
+  stop(turn)
   turn.by = by
   turn.superseded_by = superseded_by
   close(turn, 'cancelled')
   if text and text ~= '' then
-    turn.answer = write('message', turn.turn_id, 'cancelled', '{"id":"' .. turn.message_id .. '","content":'
-      .. cjson.encode(text) .. ',"authorId":"' .. s.agent_id .. '","isAgent":true,"role":"agent","metadata":{}}')
+    turn.answer = write('message', turn.turn_id, 'cancelled',
+      authored(turn, '{"content":' .. cjson.encode(text) .. ',"isAgent":true,"role":"agent","metadata":{}}'))
     put(turn)
   end
   write('turn.cancelled', turn.turn_id, '', superseded_by

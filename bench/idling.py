@@ -1,0 +1,102 @@
+"""What workers cost that have nothing to do, and how many claims one message sets off among them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.figures import Figure, progress
+from bench.links import Link, closing, unless_failed
+from bench.machine import cpu_s
+from bench.processes import DEPLOYED, DURABLE, Service, redis_server, service
+from bench.speaking import QUESTION, info, open_sessions, open_store
+from bench.workers import BASE, WORKER_ID, Journal, at_work, define, gauge, waiting
+from sessions_api.store import Store
+
+REPLICAS = 3
+MESSAGES = 20
+QUIET_S = 0.1
+SETTLED_S = 2.0
+OWN = frozenset({"cmdstat_hget", "cmdstat_publish", "cmdstat_ping", "cmdstat_info"})
+"""What replicas call anyway: whether definitions and states changed, whether they hear what is published."""
+
+
+async def run(folder: Path, *, waiters: int, seconds: int) -> tuple[list[Figure], dict[str, object]]:
+    """No keeper runs: what it calls, it calls for sessions, not for workers."""
+    with ExitStack() as stack:
+        redis = stack.enter_context(redis_server(folder / "redis", {**DEPLOYED, **DURABLE}))
+        replicas = [
+            stack.enter_context(service(folder, redis.url, SESSIONS_DISPATCHER="off", SESSIONS_KEEPER="off"))
+            for _ in range(REPLICAS)
+        ]
+        async with open_store(redis.url) as store:
+            await define(store)
+            sessions = await open_sessions(store, MESSAGES, agent_id=WORKER_ID)
+            progress(f"agents: {waiters:,} workers begin to wait on {REPLICAS} replicas")
+            journal = Journal()
+            names = "bench-{}".format
+            async with at_work(replicas, places=waiters, journal=journal, name=names) as tasks:
+                await waiting(replicas, waiters, tasks)
+                await asyncio.sleep(SETTLED_S)  # what they are told of is told by then
+                before, spent_s = await _calls(store), sum(cpu_s(each.pid) for each in replicas)
+                await asyncio.sleep(seconds)
+                spent_s = sum(cpu_s(each.pid) for each in replicas) - spent_s
+                after = await _calls(store)
+                claims = await unless_failed(
+                    tasks, _claims_per_message(replicas, [f"{BASE}/{sid}/messages" for sid in sessions])
+                )
+    made = {name: after[name] - before.get(name, 0) for name in after}
+    own = sum(count for name, count in made.items() if name in OWN)
+    part = f"Agents: {waiters:,} waiting workers on {REPLICAS} replicas"
+    figures = [
+        Figure(
+            part,
+            f"Redis calls in {seconds} idle seconds",
+            sum(made.values()) - own,
+            budget=0,
+            note=f"beside the {own} that replicas make anyway; CPU of each replica:"
+            f" {spent_s / REPLICAS / seconds:.1%} of a core",
+        ),
+        Figure(
+            part,
+            "most claims for one message",
+            max(claims),
+            budget=REPLICAS,
+            note=f"mean {sum(claims) / len(claims):.2f} of {len(claims)} messages",
+        ),
+    ]
+    return figures, {"claims": claims, "idle calls": {name: count for name, count in made.items() if count}}
+
+
+async def _calls(store: Store) -> dict[str, int]:
+    stats = await info(store, "commandstats")
+    return {
+        name: int(text.partition(",")[0].removeprefix("calls="))
+        for name, text in stats.items()
+        if name.startswith("cmdstat_")
+    }
+
+
+async def _claims_per_message(replicas: list[Service], paths: list[str]) -> list[int]:
+    """How many claims the replicas sent for each message; the next one is posted when they are quiet."""
+    counts: list[int] = []
+    link = await Link.open(replicas[0])
+    with closing([link]):
+        before = await _claims(replicas)
+        for path in paths:
+            await link.ask("POST", path, {"content": QUESTION, "transport": "http"})
+            after = await _claims(replicas)
+            while True:
+                await asyncio.sleep(QUIET_S)
+                again = await _claims(replicas)
+                if again == after:
+                    break
+                after = again
+            counts.append(round(after - before))
+            before = after
+    return counts
+
+
+async def _claims(replicas: list[Service]) -> float:
+    return sum([await gauge(replica, "sessions_claims_total") for replica in replicas])

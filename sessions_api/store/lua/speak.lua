@@ -1,0 +1,36 @@
+--[[ speak: a message that nobody asked for enters the log, by the agent or the system.
+
+KEYS   the session's twelve, once
+ARGV   sid, app, message_id, body, agent_id ('' = whoever), fingerprint ('' without a key)
+REPLY  {'ok' | 'repeated', sid, now, message_id, cursor, fields} | {'mismatch', sid} | expired | absent
+
+It belongs to no turn, is not the user's activity and renews nothing. An agent
+other than the session's finds no session. Repeatable by its once entry. ]]
+-- needs: session clock turns
+
+local once = KEYS[13]
+local message_id, body, agent_id, fingerprint = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+
+local function accepted(word, id, cursor) return {word, sid, int(now), id, cursor, fields()} end
+
+if s.app == '' or (app ~= '' and s.app ~= app) then return {'absent', sid} end
+if agent_id ~= '' and string.lower(s.agent_id) ~= agent_id then return {'absent', sid} end
+local first = redis.call('GET', once)
+if first then
+  local known, id, cursor = string.match(first, '(%S+) (%S+) (%S+)')
+  if known ~= (fingerprint ~= '' and fingerprint or '-') then return {'mismatch', sid} end
+  return accepted(id == message_id and 'ok' or 'repeated', id, cursor)
+end
+local dead = over()
+if dead then return dead end
+-- What names no author is by the session's agent, whose id the replica does not know without a read.
+if string.sub(body, 1, 12) ~= '{"authorId":' then
+  body = '{"authorId":"' .. s.agent_id .. '",' .. string.sub(body, 2)
+end
+local cursor = write('message', '', '', body)
+redis.call('SET', once, (fingerprint ~= '' and fingerprint or '-') .. ' ' .. message_id .. ' ' .. int(cursor),
+  'PX', fingerprint ~= '' and 86400000 or 10000)
+trim()
+save()
+keep()
+return accepted('ok', message_id, int(cursor))

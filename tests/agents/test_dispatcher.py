@@ -1,0 +1,380 @@
+"""The dispatcher: answers, failures in the connector's words, fair shares, and an ear for stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from sessions_api.agents.connectors import Connector
+from sessions_api.agents.connectors.failure import AttemptFailed
+from sessions_api.agents.dispatcher import Dispatcher
+from sessions_api.agents.finder import Finder
+from sessions_api.domain.agents import AgentDefinition
+from sessions_api.domain.ids import AgentId, SessionId, UserId
+from sessions_api.domain.turns import Answer, ClaimedTurn, Turn
+from sessions_api.store import Store
+from sessions_api.wire.messages import read_body
+from tests.support.replicas import stores
+from tests.support.stores import age, opened, say
+from tests.support.waiters import metric
+from tests.support.waiting import eventually, until
+
+# What scripts do on the other servers is the store's to test.
+pytestmark = pytest.mark.servers("valkey", "fakeredis")
+
+AGENTS = [AgentId(f"{number:08x}-aaaa-4aaa-8aaa-aaaaaaaaaaaa") for number in range(6)]
+AGENT = AGENTS[0]
+
+
+class Says:
+    """Ends each turn with *pieces*."""
+
+    def __init__(self, *pieces: str | Answer | Exception) -> None:
+        self._pieces = pieces
+
+    async def answer(
+        self, turn: ClaimedTurn, definition: AgentDefinition
+    ) -> AsyncGenerator[str | Answer, None]:
+        for piece in self._pieces:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+
+class Hangs:
+    """Says *piece*, then nothing more; an agent of *others* answers at once."""
+
+    def __init__(self, *hanging: AgentId, piece: str = "") -> None:
+        self.hanging = hanging or (AGENT,)
+        self.piece = piece
+        self.open = 0
+        self.closed = 0
+
+    async def answer(
+        self, turn: ClaimedTurn, definition: AgentDefinition
+    ) -> AsyncGenerator[str | Answer, None]:
+        if definition.agent_id not in self.hanging:
+            yield "at once"
+            return
+        self.open += 1
+        try:
+            if self.piece:
+                yield self.piece
+            await asyncio.Event().wait()
+        finally:
+            self.open -= 1
+            self.closed += 1
+
+
+@asynccontextmanager
+async def dispatching(
+    store: Store, connector: Connector, *agents: AgentId, turns: int = 256, **settings: Any
+) -> AsyncIterator[Dispatcher]:
+    for agent_id in agents or (AGENT,):
+        await store.agents.put(AgentDefinition(agent_id, "Tested", "webhook", **settings))
+    finder = Finder(store)
+    dispatcher = Dispatcher(store, finder, worker="here", turns=turns, connectors={"webhook": connector})
+    await finder.start()
+    await dispatcher.start()
+    try:
+        yield dispatcher
+    finally:
+        await dispatcher.stop()
+        await finder.stop()
+
+
+_users = iter(range(1, 1 << 30))
+
+
+async def asked(store: Store, agent: AgentId = AGENT) -> tuple[SessionId, Any]:
+    """A session of the agent with a message in it; its turn."""
+    user = UserId(f"{next(_users):08x}-1111-4111-8111-111111111111")
+    sid = (await opened(store, user, agent=agent)).session_id
+    return sid, (await say(store, sid)).turn_id
+
+
+async def is_now(store: Store, sid: SessionId, turn_id: Any, state: str) -> Turn:
+    found: list[Turn] = []
+
+    async def is_so() -> bool:
+        found.append(await store.turns.read(sid, turn_id, app=None))
+        return found[-1].state == state and (state != "queued" or found[-1].attempt > 0)
+
+    await eventually(is_so)
+    return found[-1]
+
+
+async def answer_of(store: Store, sid: SessionId, turn_id: Any) -> Any:
+    entry = await store.turns.answer(sid, turn_id, app=None)
+    return entry and read_body(entry.body)
+
+
+class TestAnAnswer:
+    async def test_has_what_was_streamed_and_what_comes_with_it(self, redis_url: str) -> None:
+        ending = Answer(
+            metadata=b'{"thought":"hm"}', usage=b'{"inputTokens":3}', attachments=b'[{"url":"u"}]'
+        )
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says("so ", "it is", ending)):
+            tokens = metric("sessions_tokens_total", agent=AGENT, kind="input")
+            sid, turn_id = await asked(store)
+            await is_now(store, sid, turn_id, "completed")
+            body = await answer_of(store, sid, turn_id)
+
+        assert body.content == "so it is"
+        assert json.loads(bytes(body.metadata)) == {"thought": "hm", "usage": {"inputTokens": 3}}
+        assert json.loads(bytes(body.attachments)) == [{"url": "u"}]
+        assert metric("sessions_tokens_total", agent=AGENT, kind="input") == tokens + 3
+
+    async def test_may_be_another_than_what_was_streamed(self, redis_url: str) -> None:
+        async with (
+            stores(redis_url, 1) as (store,),
+            dispatching(store, Says("draft", Answer(content="the whole answer"))),
+        ):
+            sid, turn_id = await asked(store)
+            await is_now(store, sid, turn_id, "completed")
+            assert (await answer_of(store, sid, turn_id)).content == "the whole answer"
+
+    async def test_without_text_is_a_message_if_there_is_more_to_it(self, redis_url: str) -> None:
+        """What a model answers with tool calls alone."""
+        ending = Answer(metadata=b'{"actions":["LOOK"]}', usage=b'{"outputTokens":3}')
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says(ending)):
+            sid, turn_id = await asked(store)
+            await is_now(store, sid, turn_id, "completed")
+            body = await answer_of(store, sid, turn_id)
+
+        assert body.content == ""
+        assert json.loads(bytes(body.metadata)) == {"actions": ["LOOK"], "usage": {"outputTokens": 3}}
+
+    async def test_of_nothing_is_no_message(self, redis_url: str) -> None:
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says(Answer(content=""))):
+            sid, turn_id = await asked(store)
+            assert (await is_now(store, sid, turn_id, "completed")).answer == 0
+
+    async def test_ends_the_connector(self, redis_url: str) -> None:
+        """What would come behind it is never asked for."""
+        async with (
+            stores(redis_url, 1) as (store,),
+            dispatching(store, Says(Answer(content="done"), ValueError("behind the end"))),
+        ):
+            sid, turn_id = await asked(store)
+            await is_now(store, sid, turn_id, "completed")
+
+    @pytest.mark.parametrize("pieces", [("x" * 60_000, "y" * 60_000), (Answer(content="🌍" * 50_001),)])
+    async def test_that_is_too_large_is_a_failed_turn(
+        self, redis_url: str, pieces: tuple[str | Answer, ...]
+    ) -> None:
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says(*pieces)):
+            sid, turn_id = await asked(store)
+            turn = await is_now(store, sid, turn_id, "failed")
+
+        assert turn.error is not None
+        assert turn.error.code == "ANSWER_TOO_LARGE"
+
+
+class TestAFailure:
+    async def test_is_told_in_the_connectors_words(self, redis_url: str) -> None:
+        failure = AttemptFailed("AGENT_REFUSED", "The agent refused: 403", retry=False)
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says("half", failure)):
+            sid, turn_id = await asked(store)
+            turn = await is_now(store, sid, turn_id, "failed")
+
+        assert turn.error is not None
+        assert (turn.error.code, turn.error.message) == ("AGENT_REFUSED", "The agent refused: 403")
+
+    async def test_may_be_followed_by_another_attempt_after_a_pause(self, redis_url: str) -> None:
+        failure = AttemptFailed("AGENT_RATE_LIMITED", "Later", pause_s=20)
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says(failure)):
+            sid, turn_id = await asked(store)
+            turn = await is_now(store, sid, turn_id, "queued")
+            until_ms = int(await store.redis.command(b"HGET", store.keyspace.of(sid).session, b"retry_ms"))
+
+        assert turn.attempt == 1
+        assert until_ms - turn.started_ms >= 20_000
+
+    def test_asks_for_a_pause_of_a_minute_at_most(self) -> None:
+        assert AttemptFailed("AGENT_RATE_LIMITED", "Later", pause_s=3600).pause_s == 60
+        assert AttemptFailed("AGENT_RATE_LIMITED", "Later", pause_s=-1).pause_s == 0
+
+    async def test_of_another_kind_says_no_more_than_its_name(self, redis_url: str) -> None:
+        async with (
+            stores(redis_url, 1) as (store,),
+            dispatching(store, Says(ValueError("sk-secret")), max_attempts=1),
+        ):
+            sid, turn_id = await asked(store)
+            turn = await is_now(store, sid, turn_id, "failed")
+
+        assert turn.error is not None
+        assert (turn.error.code, turn.error.message) == ("AGENT_ERROR", "The agent failed with ValueError")
+
+    async def test_of_patience_is_a_timeout(self, redis_url: str) -> None:
+        async with (
+            stores(redis_url, 1) as (store,),
+            dispatching(store, Hangs(), max_attempts=1, turn_timeout_ms=200),
+        ):
+            sid, turn_id = await asked(store)
+            turn = await is_now(store, sid, turn_id, "failed")
+
+        assert turn.error is not None
+        assert turn.error.code == "AGENT_TIMEOUT"
+
+    async def test_of_patience_is_a_timeout_also_by_the_clock_of_redis(self, redis_url: str) -> None:
+        """Who hears from Redis that the deadline has passed gives up for the same reason."""
+        connector = Hangs()
+        async with stores(redis_url, 1) as (store,):
+            with capture_logs() as logs:
+                async with dispatching(store, connector, turn_timeout_ms=60_000):
+                    sid, turn_id = await asked(store)
+                    await until(lambda: connector.open == 1)
+                    await age(store, sid, 60_000)
+                    await store.alarms.ring(sid)
+                    await until(lambda: connector.closed == 1, within_s=2.5)  # an extension is due after 3 s
+                    turn = await is_now(store, sid, turn_id, "queued")
+
+        assert turn.attempt == 1
+        failed = [entry for entry in logs if entry["event"] == "turn_attempt_failed"]
+        assert [entry["code"] for entry in failed] == ["AGENT_TIMEOUT"]
+
+
+class TestACancel:
+    @pytest.mark.parametrize("piece", ["", "begun"])
+    async def test_reaches_a_silent_connector_by_its_hint(self, redis_url: str, piece: str) -> None:
+        """Without it the attempt would ask again seconds later: the hint is what closes it here."""
+        connector = Hangs(piece=piece)
+        async with stores(redis_url, 2) as (here, there), dispatching(here, connector):
+            sid, turn_id = await asked(here)
+            await until(lambda: connector.open == 1)
+            if piece:
+                await eventually(lambda: self.has_draft(here, sid))
+            extends = here.redis.stats.scripts["extend"]
+            await there.turns.cancel(sid, turn_id, app=None)
+            await until(lambda: connector.closed == 1, within_s=2.5)  # an extension is due after 3 s
+
+            assert here.redis.stats.scripts["extend"] == extends + 1
+
+    @staticmethod
+    async def has_draft(store: Store, sid: SessionId) -> bool:
+        return (await store.log.replay(sid, app=None, after=None)).draft is not None
+
+    @pytest.mark.parametrize("how", ["delete", "interrupt", "abandon"])
+    async def test_of_every_kind_reaches_it(self, redis_url: str, how: str) -> None:
+        connector = Hangs()
+        async with stores(redis_url, 1) as (store,), dispatching(store, connector):
+            sid, _ = await asked(store)
+            await until(lambda: connector.open == 1)
+            match how:
+                case "delete":
+                    await store.sessions.end(sid, app=None)
+                case "interrupt":
+                    await say(store, sid, on_busy="interrupt")
+                case _:
+                    await store.turns.abandon(sid, code="AGENT_NOT_FOUND", message="Gone")
+            await until(lambda: connector.closed == 1, within_s=2.5)
+
+    async def test_hint_that_is_not_true_stops_nothing(self, redis_url: str) -> None:
+        connector = Hangs()
+        async with stores(redis_url, 1) as (store,), dispatching(store, connector):
+            sid, turn_id = await asked(store)
+            await until(lambda: connector.open == 1)
+            before = store.redis.stats.scripts["extend"]
+            store.redis.post(b"PUBLISH", store.keyspace.wake(AGENT), f"{sid} {turn_id}".encode())
+            await until(lambda: store.redis.stats.scripts["extend"] > before)
+
+            assert (connector.open, connector.closed) == (1, 0)
+
+
+class TestPlaces:
+    async def test_are_bounded_for_each_agent(self, redis_url: str) -> None:
+        connector = Hangs()
+        async with stores(redis_url, 1) as (store,), dispatching(store, connector, concurrency=3):
+            turns = [await asked(store) for _ in range(5)]
+            await until(lambda: connector.open == 3)
+            for sid, turn_id in turns:
+                await store.turns.cancel(sid, turn_id, app=None)
+
+            await until(lambda: connector.open == 0)
+            assert connector.closed <= 5
+
+    async def test_of_agents_that_hang_starve_no_other(self, redis_url: str) -> None:
+        """Five agents hang on more turns than there are places in all; the sixth is answered."""
+        connector = Hangs(*AGENTS[:5])
+        async with stores(redis_url, 1) as (store,), dispatching(store, connector, *AGENTS, turns=4):
+            for agent in AGENTS[:5]:
+                for _ in range(3):
+                    await asked(store, agent)
+            await until(lambda: connector.open >= 5)
+
+            for _ in range(3):
+                sid, turn_id = await asked(store, AGENTS[5])
+                await is_now(store, sid, turn_id, "completed")
+
+    async def test_go_round(self, redis_url: str) -> None:
+        """With one place in all, two agents with a backlog each are answered both."""
+        async with stores(redis_url, 1) as (store,):
+            turns = [await asked(store, agent) for _ in range(20) for agent in AGENTS[:2]]
+            async with dispatching(store, Says("done"), *AGENTS[:2], turns=1):
+                for sid, turn_id in turns:
+                    await is_now(store, sid, turn_id, "completed")
+
+    async def test_find_a_backlog_larger_than_can_be_remembered(self, redis_url: str) -> None:
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says("done"), concurrency=1):
+            turns = [await asked(store) for _ in range(150)]
+            for sid, turn_id in turns:
+                await is_now(store, sid, turn_id, "completed")
+
+
+class TestAnAgentDefinedJustNow:
+    async def test_is_served_from_when_it_was_told(self, redis_url: str) -> None:
+        """Not from the next look at the definitions on: here there is none, since nothing was started."""
+        async with stores(redis_url, 1) as (store,):
+            finder = Finder(store)
+            dispatcher = Dispatcher(store, finder, worker="here", connectors={"echo": Says("done")})
+            await finder.start()
+            try:
+                await store.agents.put(AgentDefinition(AGENT, "New", "echo"))
+                await dispatcher.attend()
+                sid, turn_id = await asked(store)
+                await is_now(store, sid, turn_id, "completed")
+            finally:
+                await dispatcher.stop()
+                await finder.stop()
+
+
+class TestPresence:
+    async def test_is_told_for_all_agents_at_once(self, redis_url: str) -> None:
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says("done"), *AGENTS, concurrency=7):
+            for agent in AGENTS:
+
+                async def is_there(agent: AgentId = agent) -> bool:
+                    return (await store.attendance.confirm(agent)).state == "available"
+
+                await eventually(is_there)
+            availability = await store.attendance.read(AGENT)
+            assert (availability.workers, availability.capacity) == (1, 7)
+            assert store.redis.stats.scripts["attend"] <= 2
+
+    async def test_ends_with_its_drain(self, redis_url: str) -> None:
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says("done")) as dispatcher:
+            await dispatcher.attend()
+            await dispatcher.drain(0)
+
+            assert (await store.attendance.confirm(AGENT)).state == "offline"
+            await dispatcher.attend()
+            assert (await store.attendance.confirm(AGENT)).state == "offline"
+
+    async def test_says_when_all_places_are_taken(self, redis_url: str) -> None:
+        connector = Hangs()
+        async with stores(redis_url, 1) as (store,), dispatching(store, connector, concurrency=1):
+            await asked(store)
+            await until(lambda: connector.open == 1)
+
+            async def is_busy() -> bool:
+                await store.attendance.settle()
+                return (await store.attendance.confirm(AGENT)).state == "busy"
+
+            await eventually(is_busy)
