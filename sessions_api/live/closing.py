@@ -65,6 +65,8 @@ _OF_ERRORS: dict[type[errors.SessionsError], Closing] = {
     errors.Unauthenticated: UNAUTHENTICATED,
     errors.SessionNotFound: GONE,
     errors.SessionExpired: OVER,
+    errors.SessionBusy: TOO_MANY,
+    errors.AgentInUse: TOO_MANY,
     errors.BacklogFull: TOO_MANY,
     errors.TooManyOpenSessions: TOO_MANY,
     errors.TooManyFollowers: TOO_MANY,

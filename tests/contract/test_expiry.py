@@ -96,10 +96,12 @@ class TestWithoutAKeeper:
         turn_id = still.say(session_id)["turnId"]
         eventually(lambda: still.call("GET", f"/{session_id}").status_code == 410)
 
-        response = still.call("GET", f"/{session_id}/turns/{turn_id}")
+        def state() -> str:
+            response = still.call("GET", f"/{session_id}/turns/{turn_id}")
+            assert response.status_code == 200
+            return str(response.json()["state"])
 
-        assert response.status_code == 200
-        assert response.json()["state"] in {"failed", "cancelled"}
+        eventually(lambda: state() in {"failed", "cancelled"})
 
     def test_a_waiting_poster_learns_of_it(self, still: Api) -> None:
         session_id = still.session(timeoutConfig=BRIEF)

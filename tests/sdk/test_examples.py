@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import subprocess
 import sys
@@ -77,13 +76,14 @@ class TestWorker:
         assert b"HELLO" not in log
 
     def test_is_the_one_in_the_packages_own_words(self) -> None:
-        documentation = sessions_api.sdk.__doc__ or ""
+        def lines(text: str) -> list[str]:
+            return [line.strip() for line in text.splitlines() if line.strip()]
 
-        code = [line.strip() for line in printed("README.md").splitlines()]
+        code = lines(printed("README.md"))
 
-        assert os.linesep.join(code).strip() in os.linesep.join(
-            line.strip() for line in documentation.splitlines()
-        )
+        documentation = lines(sessions_api.sdk.__doc__ or "")
+        start = documentation.index(code[0])
+        assert documentation[start : start + len(code)] == code
         assert printed("README.md") == printed("docs/agents.md")
 
 
