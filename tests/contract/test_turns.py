@@ -32,7 +32,8 @@ class TestBusy:
 
     def test_merged_messages_get_one_answer(self, api: Api) -> None:
         session_id = api.session(agentId=SLOW_ECHO, onBusy="merge")
-        api.say(session_id, "zero one")
+        api.say(session_id, "one two three four five six")
+        eventually(lambda: "running" in str(api.get(session_id).get("activeTurn")))
 
         first, second = api.say(session_id, "first"), api.say(session_id, "second")
 
