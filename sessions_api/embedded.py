@@ -27,6 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+import structlog
+
 from sessions_api.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -35,12 +37,15 @@ if TYPE_CHECKING:
 START_TIMEOUT_S: Final = 30.0  # it loads its data before it answers
 STOP_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.005
+WATCH_S: Final = 0.5
 MAX_SOCKET_PATH: Final = 100  # the kernel's limit is 108 bytes on Linux, 104 on macOS, with a final NUL
 LOCK_NAME: Final = "server.lock"
 PID_NAME: Final = "server.pid"
 LOG_NAME: Final = "server.log"
 SOCKET_NAME: Final = "server.sock"
 _PR_SET_PDEATHSIG: Final = 1
+
+log = structlog.get_logger(__name__)
 
 # What differs from the server's own defaults.
 OPTIONS: Final = {
@@ -86,7 +91,7 @@ def _version(binary: Path) -> str:
 
 
 class EmbeddedServer:
-    """One server on *data_dir*: :meth:`start` when it answers, :meth:`stop` when it is gone.
+    """One server on *data_dir*: :meth:`start` when it answers, :meth:`keep` it alive, :meth:`stop` it.
 
     It has a session of its own: Ctrl-C in the terminal reaches the app, which
     drains and then stops it. It ends when the thread that started it ends (that
@@ -140,6 +145,23 @@ class EmbeddedServer:
         except BaseException:
             await self.stop()
             raise
+
+    async def keep(self) -> None:
+        """Start the server again whenever it ends by itself, until cancelled; its file has all its data."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            process = self._process
+            if process is None or process.poll() is None:
+                continue
+            log.error("embedded_server_ended", status=process.returncode, said=self._last_lines())
+            self.socket_path.unlink(missing_ok=True)
+            self._run(self._binary or find_server())
+            try:
+                await self._answered()
+            except SettingsError as error:
+                log.error("embedded_server_not_restarted", reason=str(error))  # noqa: TRY400  it is no bug of ours
+                continue
+            log.warning("embedded_server_restarted", pid=self.pid)
 
     async def stop(self) -> None:
         """End the server: it writes its file out first, and is killed if that takes over 5 s."""

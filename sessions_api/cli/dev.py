@@ -8,6 +8,7 @@ crash. With REDIS_URL set, that Redis is used and no data folder is touched.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 
 import uvloop
@@ -16,6 +17,7 @@ from sessions_api.cli import serving
 from sessions_api.domain.agents import ECHO_ID
 from sessions_api.embedded import EmbeddedServer
 from sessions_api.settings import Settings
+from sessions_api.telemetry.loops import cancelled
 
 SOMEBODY = "11111111-1111-4111-8111-111111111111"
 """The user of the printed lines; any UUID does."""
@@ -51,11 +53,13 @@ async def _serve(environ: dict[str, str], stop: serving.Stop) -> int:
     # The folder before the port: who starts a second time on the same folder learns that, not "port in use".
     embedded = EmbeddedServer(settings.data_dir)
     await embedded.start()
+    keeping = asyncio.create_task(embedded.keep(), name="embedded server")
     try:
         return await _serve_on(
             Settings.from_env(environ | {"REDIS_URL": embedded.url}), str(embedded.data_dir), stop
         )
     finally:
+        await cancelled(keeping)
         await embedded.stop()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.support.client import eventually
 from tests.support.commands import RunningService, command
 from tests.support.servers import free_port
 
@@ -31,6 +33,20 @@ class TestState:
         with RunningService(tmp_path) as service:
             assert service.history(session_id) == ["one", "echo: one", "two", "echo: two"]
             assert service.say(session_id, "three") == "echo: three"
+
+    def test_survives_the_death_of_the_server_under_it(self, tmp_path: Path) -> None:
+        """Somebody kills the embedded server: it is started again, and the log says so."""
+        with RunningService(tmp_path) as service:
+            session_id = service.create()
+            assert service.say(session_id, "one") == "echo: one"
+
+            os.kill(int((tmp_path / "data" / "server.pid").read_text()), signal.SIGKILL)
+            eventually(lambda: "embedded_server_restarted" in service.out() + service.err(), within_s=30)
+            service.until_ready()
+
+            assert service.say(session_id, "two") == "echo: two"
+            assert service.history(session_id) == ["one", "echo: one", "two", "echo: two"]
+            assert service.stop(signal.SIGTERM) == 0
 
     def test_is_where_the_data_folder_says(self, tmp_path: Path) -> None:
         """Without SESSIONS_DATA_DIR it is ./.data; the printed lines tell."""
