@@ -12,7 +12,9 @@
     │   ├── MalformedRequest · HeadTooLarge · RequestTooSlow    before there is a request
     │   ├── SessionNotFound · AgentNotFound · TurnNotFound
     │   ├── SessionExpired
-    │   ├── SessionBusy · BacklogFull · TooManyOpenSessions · TooManyFollowers · TooManyClaims
+    │   ├── SessionBusy · BacklogFull
+    │   ├── LimitReached
+    │   │   └── TooManyOpenSessions · TooManyFollowers · TooManyClaims
     │   ├── AgentInUse                 deleted while it has live sessions
     │   ├── MaxDurationReached · IdempotencyMismatch
     │   ├── ConfigChanged              stale If-Match
@@ -215,33 +217,28 @@ class BacklogFull(CallerError):
 
 
 @dataclass(eq=False)
-class TooManyOpenSessions(CallerError):
+class LimitReached(CallerError):
+    """There are *limit* of them already, as many as may be at once."""
+
+    limit: int
+    retry_after_s: int = 5
+    code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class TooManyOpenSessions(LimitReached):
     """The user has as many live sessions as a user may."""
 
-    limit: int
     retry_after_s: int = 60
-    code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
-    retryable: ClassVar[bool] = True
 
 
-@dataclass(eq=False)
-class TooManyFollowers(CallerError):
+class TooManyFollowers(LimitReached):
     """The session, or this process, has as many live followers as it may."""
 
-    limit: int
-    retry_after_s: int = 5
-    code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
-    retryable: ClassVar[bool] = True
 
-
-@dataclass(eq=False)
-class TooManyClaims(CallerError):
+class TooManyClaims(LimitReached):
     """As many workers wait for turns at this process as may."""
-
-    limit: int
-    retry_after_s: int = 5
-    code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
-    retryable: ClassVar[bool] = True
 
 
 @dataclass(eq=False)

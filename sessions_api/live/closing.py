@@ -68,9 +68,7 @@ _OF_ERRORS: dict[type[errors.SessionsError], Closing] = {
     errors.SessionBusy: TOO_MANY,
     errors.AgentInUse: TOO_MANY,
     errors.BacklogFull: TOO_MANY,
-    errors.TooManyOpenSessions: TOO_MANY,
-    errors.TooManyFollowers: TOO_MANY,
-    errors.TooManyClaims: TOO_MANY,
+    errors.LimitReached: TOO_MANY,
     errors.StorageError: RESTART,
     errors.Draining: RESTART,
 }

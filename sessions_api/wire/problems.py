@@ -116,6 +116,18 @@ def _lost(error: e.TurnLost) -> str:
 BACKLOG: Final = 100
 _RATE_LIMITED: Final = "Too many requests"
 
+
+def _limit(policy: str, said: str) -> Row:
+    """The row of a LimitReached; *said* has a place for the limit."""
+    return Row(
+        429,
+        f"Too many {policy.replace('-', ' ')}",
+        lambda x: f"{_RATE_LIMITED}: {said.format(x.limit)}",
+        lambda x: {"policy": policy, "limit": x.limit},
+        _limited(policy, lambda x: x.limit),
+    )
+
+
 TABLE: Final[dict[type[e.SessionsError], Row]] = {
     e.InvalidInput: Row(400, "Invalid input", str, _fields),
     e.MalformedBody: Row(
@@ -201,27 +213,9 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
         lambda x: {"policy": "backlog", "queued": x.queued},
         _limited("backlog", lambda _: BACKLOG),
     ),
-    e.TooManyOpenSessions: Row(
-        429,
-        "Too many open sessions",
-        lambda x: f"{_RATE_LIMITED}: the user has {x.limit} open sessions",
-        lambda x: {"policy": "open-sessions", "limit": x.limit},
-        _limited("open-sessions", lambda x: x.limit),
-    ),
-    e.TooManyFollowers: Row(
-        429,
-        "Too many followers",
-        lambda x: f"{_RATE_LIMITED}: there are {x.limit} followers already",
-        lambda x: {"policy": "followers", "limit": x.limit},
-        _limited("followers", lambda x: x.limit),
-    ),
-    e.TooManyClaims: Row(
-        429,
-        "Too many claims",
-        lambda x: f"{_RATE_LIMITED}: {x.limit} workers wait for turns already",
-        lambda x: {"policy": "claims", "limit": x.limit},
-        _limited("claims", lambda x: x.limit),
-    ),
+    e.TooManyOpenSessions: _limit("open-sessions", "the user has {} open sessions"),
+    e.TooManyFollowers: _limit("followers", "there are {} followers already"),
+    e.TooManyClaims: _limit("claims", "{} workers wait for turns already"),
     e.AgentInUse: Row(
         409,
         "Agent in use",
