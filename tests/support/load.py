@@ -21,7 +21,7 @@ import httpx2
 from tests.support.client import BASE, ECHO, some_id
 from tests.support.streams import EventStream
 
-PATIENCE_S = 45.0  # a turn whose worker was struck is handed out again when its lease of 30 s has lapsed
+PATIENCE_S = 75.0  # a turn whose worker was struck is handed out again when its lease of 30 s has lapsed
 RETRY_S = 0.02
 LOGGED = {"message.created", "turn.failed", "turn.cancelled"}
 

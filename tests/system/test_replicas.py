@@ -56,11 +56,20 @@ def pair(shared: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         service.assert_no_bug_logged()
 
 
-async def talk(chats: list[Chat], prefix: str, count: int, *, pause_s: float = 0.0) -> None:
-    """Post *count* messages in each chat, at the replicas in turn."""
+async def talk(
+    chats: list[Chat],
+    prefix: str,
+    count: int,
+    *,
+    pause_s: float = 0.0,
+    enough: asyncio.Event | None = None,
+) -> None:
+    """Post *count* messages in each chat, or fewer once it is *enough*, at the replicas in turn."""
 
     async def in_one(chat: Chat) -> None:
         for number in range(count):
+            if enough is not None and enough.is_set():
+                return
             await chat.post(f"{prefix}{number}", at=number)
             await asyncio.sleep(pause_s)
 
@@ -114,7 +123,7 @@ class TestTwoReplicas:
             followed(chats) as followers,
         ):
             talking = asyncio.create_task(talk(chats, "m", 30, pause_s=0.02))
-            await until_some_are_acknowledged(chats)
+            await until_more_are_acknowledged(chats)
             shared.pause()  # type: ignore[attr-defined]
             try:
                 await asyncio.sleep(4)  # the fault's length, longer than the request deadline
@@ -152,8 +161,13 @@ class TestTwoReplicas:
                 assert (await chat.http.get(f"{chat.urls[0]}{BASE}/{chat.session_id}")).status_code == 200
 
 
-async def until_some_are_acknowledged(chats: list[Chat], count: int = 3) -> None:
-    await until(lambda: all(len(chat.acknowledged) >= count for chat in chats), within_s=45)
+async def until_more_are_acknowledged(chats: list[Chat], more: int = 3) -> None:
+    """Until *more* messages than now are acknowledged in each chat."""
+    counts = [len(chat.acknowledged) + more for chat in chats]
+    await until(
+        lambda: all(len(chat.acknowledged) >= count for chat, count in zip(chats, counts, strict=True)),
+        within_s=45,
+    )
 
 
 class TestDeathOfAReplica:
@@ -166,12 +180,14 @@ class TestDeathOfAReplica:
                 chatting([service.url for service in services], sessions=4) as chats,
                 followed(chats) as followers,
             ):
-                talking = asyncio.create_task(talk(chats, "m", 60, pause_s=0.02))
+                enough = asyncio.Event()
+                talking = asyncio.create_task(talk(chats, "m", 2000, pause_s=0.02, enough=enough))
                 for _ in range(2):
-                    await until_some_are_acknowledged(chats, len(chats[0].acknowledged) + 8)
+                    await until_more_are_acknowledged(chats, 8)
                     services[1].kill()
-                    await until_some_are_acknowledged(chats, len(chats[0].acknowledged) + 8)
+                    await until_more_are_acknowledged(chats, 8)
                     await asyncio.to_thread(services[1].start)
+                enough.set()
                 await talking
                 await check(chats, followers)
                 assert max(follower.connections for follower in followers) > 1
