@@ -1,7 +1,7 @@
 # One entry for every chore. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types floors fmt bench lock clean
+.PHONY: help run test check lint types floors fmt bench lock audit clean
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 
@@ -61,6 +61,11 @@ lock: .venv/.dev ## write the requirements locks anew from pyproject.toml; pins 
 	@$(compile) --group build -o requirements-build.lock
 	@$(compile) pyproject.toml --group dev -o requirements-dev.lock
 	@echo "wrote requirements.lock, requirements-build.lock, requirements-dev.lock"
+
+# Not of `check`: it asks a service elsewhere, whose answer changes overnight. Where that cannot be
+# reached it says so in capitals, and checks nothing.
+audit: .venv/.dev ## look up the locked packages among the known vulnerabilities
+	@$(BIN)/python tools/audit
 
 clean: ## remove what make made, but no session: the data folder stays
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from bench import agents, endpoints, latency, memory, page, scripts, starting
+from bench import agents, endpoints, hostile, latency, memory, page, scripts, starting
 from bench.figures import Figure, Run, progress, read, table, write
 from bench.machine import ALL_CORES, CORES, describe, others_busy
 from bench.processes import redis_server
@@ -61,11 +61,14 @@ def main(words: list[str]) -> int:
 def _arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--only", metavar="PARTS", help="comma-separated: http, scripts, memory, start, latency, agents"
+        "--only",
+        metavar="PARTS",
+        help="comma-separated: http, scripts, memory, start, latency, agents, hostile",
     )
     parser.add_argument(
         "--million", action="store_true", help="memory also at 1,000,000 sessions (3 GB, minutes)"
     )
+    parser.add_argument("--minutes", type=float, default=1.0, help="of attack, in the part hostile (1)")
     parser.add_argument("--smoke", action="store_true", help="tiny numbers: that it works, not how fast")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (5)")
     parser.add_argument("--seconds", type=int, default=2, help="of load in each round (2)")
@@ -107,6 +110,7 @@ def _parts(args: argparse.Namespace) -> dict[str, Callable[[Path], Coroutine[Any
             turns=20 if smoke else 200,
             waiters=60 if smoke else 1000,
         ),
+        "hostile": lambda folder: hostile.run(folder, seconds=4 if smoke else round(args.minutes * 60)),
     }
 
 

@@ -31,6 +31,7 @@ from bench.speaking import (
     say,
     until_over,
 )
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, new_op_id
 from sessions_api.domain.sessions import ConfigChange
 from sessions_api.domain.timeouts import MINUTE_MS, TimeoutConfig
@@ -94,17 +95,17 @@ async def _round(store: Store, meter: Meter, count: int) -> None:
     """One of everything that happens to a session, *count* times."""
     await yardstick(store, meter, count)
     sessions = await _create(store, meter, count)
-    await meter.measure("read", (store.sessions.read(sid, app=LOCAL_APP) for sid in sessions))
+    await meter.measure("read", (store.sessions.read(sid, grant=LOCAL_APP) for sid in sessions))
     await meter.measure(
-        "heartbeat", (store.sessions.heartbeat(sid, app=LOCAL_APP, op=new_op_id()) for sid in sessions)
+        "heartbeat", (store.sessions.heartbeat(sid, grant=LOCAL_APP, op=new_op_id()) for sid in sessions)
     )
     await meter.measure(
-        "renew", (store.sessions.renew(sid, app=LOCAL_APP, op=new_op_id()) for sid in sessions)
+        "renew", (store.sessions.renew(sid, grant=LOCAL_APP, op=new_op_id()) for sid in sessions)
     )
     change = ConfigChange(timeout_ms=("s", 45 * MINUTE_MS))
     await meter.measure(
         "configure",
-        (store.sessions.configure(sid, app=LOCAL_APP, op=new_op_id(), change=change) for sid in sessions),
+        (store.sessions.configure(sid, grant=LOCAL_APP, op=new_op_id(), change=change) for sid in sessions),
     )
     await meter.measure("append, first", (say(store, sid) for sid in sessions))
     await each(sessions, lambda sid: answer(store, sid))
@@ -126,11 +127,13 @@ async def _round(store: Store, meter: Meter, count: int) -> None:
         (store.turns.complete(sid, turn.turn_id, fence=turn.fence, body=reply) for sid, turn in turns),
     )
     await yardstick(store, meter, count)
-    await meter.measure("turn", (store.turns.read(sid, turn.turn_id, app=None) for sid, turn in turns))
-    await meter.measure("replay", (store.log.replay(sid, app=LOCAL_APP, after=0) for sid in sessions))
+    await meter.measure(
+        "turn", (store.turns.read(sid, turn.turn_id, grant=EVERYTHING) for sid, turn in turns)
+    )
+    await meter.measure("replay", (store.log.replay(sid, grant=LOCAL_APP, after=0) for sid in sessions))
     await _long_histories(store, meter, sessions[: count // 4])
     await meter.measure("alarm, nothing due", (store.alarms.ring(sid) for sid in sessions))
-    await meter.measure("end", (store.sessions.end(sid, app=LOCAL_APP) for sid in sessions))
+    await meter.measure("end", (store.sessions.end(sid, grant=LOCAL_APP) for sid in sessions))
     await yardstick(store, meter, count)
     await _expire(store, meter, count)
 
@@ -140,7 +143,7 @@ async def _long_histories(store: Store, meter: Meter, sessions: list[Any]) -> No
         await each(sessions, lambda sid: say(store, sid))
         await each(sessions, lambda sid: answer(store, sid))
     await meter.measure(
-        "history of 50", (store.log.history(sid, app=LOCAL_APP, limit=50) for sid in sessions)
+        "history of 50", (store.log.history(sid, grant=EVERYTHING, limit=50) for sid in sessions)
     )
     await each(sessions, lambda sid: say(store, sid))
     claims = await meter.measure("claim, history of 50", (claim(store, sid) for sid in sessions))

@@ -104,7 +104,7 @@ def body(content: str) -> bytes:
 
 async def say(store: Store, session_id: SessionId, content: str = QUESTION) -> None:
     message = NewMessage(new_message_id(), body(content))
-    await store.log.append(session_id, app=LOCAL_APP, message=message, turn_id=new_turn_id())
+    await store.log.append(session_id, grant=LOCAL_APP, message=message, turn_id=new_turn_id())
 
 
 async def claim(store: Store, session_id: SessionId, history: int = 50) -> Claim:

@@ -8,6 +8,7 @@ The floors, top to bottom; a part knows only what is below it (import-linter hol
     api          HTTP in and out; routes.py is the whole surface
     live         followers: one tail per process, fanned out over SSE and WebSocket
     agents       hands turns to whoever answers them
+    access       access keys and session tokens: who calls
     keeper       rings the sessions' alarms: warnings, expiry, lapsed leases
     store        the only place that speaks to Redis; one Lua script per transition
     wire         the public contract: Structs, problems, events

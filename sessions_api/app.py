@@ -13,6 +13,7 @@ import structlog
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sessions_api.access.tokens import Tokens
 from sessions_api.agents.connectors import CONNECTORS, Connector
 from sessions_api.agents.connectors.openai import OpenAIChat
 from sessions_api.agents.connectors.outgoing import Outgoing
@@ -22,8 +23,10 @@ from sessions_api.agents.dispatcher import Dispatcher
 from sessions_api.agents.finder import Finder
 from sessions_api.agents.presences import Presences
 from sessions_api.agents.work import Work
+from sessions_api.api.addresses import Addresses
 from sessions_api.api.auth import Access
 from sessions_api.api.counts import Counts
+from sessions_api.api.gate import Gate
 from sessions_api.api.middleware import Surface
 from sessions_api.api.operations import Operations
 from sessions_api.api.state import Rules, State
@@ -40,6 +43,9 @@ from sessions_api.telemetry.loops import cancelled, run_forever
 
 OPEN_AGAIN_S = 0.25
 REFRESH_S = 0.5
+KEYS_EVERY_S = 0.5
+SIGNING_EVERY = 10
+"""So many looks at the file of keys to each at the keys of tokens: less than what a new one waits for."""
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +74,11 @@ class Parts:
         self._settings = settings
         replica_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
         self.redis = Redis.from_url(settings.redis_url, deadline_ms=settings.sessions_redis_deadline_ms)
-        self.store = Store(self.redis, Keyspace(settings.sessions_key_prefix))
+        self.store = Store(
+            self.redis,
+            Keyspace(settings.sessions_key_prefix),
+            limits_without_redis=settings.sessions_limits_without_redis,
+        )
         self.hub = Hub(
             self.store,
             state_of=self._state_of,
@@ -100,13 +110,21 @@ class Parts:
             max_open_per_user=settings.session_max_open_per_user,
             is_dev=settings.is_dev,
         )
+        self.keyring = settings.keyring()
+        self.keyring.load()
+        tokens = Tokens(self.store.signing)
+        gate = Gate(settings.policies, self.store)
         self.state = State(
             rules=rules,
-            access=Access(settings.app),
+            access=Access(settings.app, self.keyring, tokens, origins=settings.cors_origins),
+            addresses=Addresses(settings.trusted_proxies),
+            gate=gate,
+            tokens=tokens,
+            keyring=self.keyring,
             store=self.store,
             hub=self.hub,
             counts=Counts(self.store.listing),
-            operations=Operations(self.store),
+            operations=Operations(self.store, gate),
             desk=self.desk,
             work=self.work,
         )
@@ -127,11 +145,13 @@ class Parts:
         self._loop = asyncio.get_running_loop()
         for name in self._settings.ignored:
             log.warning("setting_ignored", name=name, reason=IGNORED[name])
-        log.warning("access_open", reason="no access key is configured: only this machine may call")
+        if not self.keyring.is_configured:
+            log.warning("access_open", reason="no access key is configured: only this machine may call")
         async with AsyncExitStack() as stack:
             self._start_metrics(stack)
             await self.redis.start()
             stack.push_async_callback(self.redis.stop)
+            stack.push_async_callback(self.store.limits.stop)
             await self.hub.start()
             stack.push_async_callback(self.hub.stop)
             await self._start_agents_and_keeper(stack)
@@ -156,8 +176,9 @@ class Parts:
             await self._open()
         except StorageError as error:
             log.warning("store_not_opened", reason=str(getattr(error, "reason", error)))
-        tending = asyncio.create_task(run_forever(self._tend, loop="agents"), name="agents")
-        stack.push_async_callback(cancelled, tending)
+        for tend, name in ((self._tend, "agents"), (self._tend_access, "access")):
+            tending = asyncio.create_task(run_forever(tend, loop=name), name=name)
+            stack.push_async_callback(cancelled, tending)
         await self.keeper.start()
         stack.push_async_callback(self.keeper.stop)
         await self.finder.start()
@@ -173,6 +194,8 @@ class Parts:
         await self.store.open()
         for definition in self._settings.agents:
             await self.store.agents.put(definition)
+        if self.keyring.is_configured:
+            await self.store.signing.refresh()
         await self.state.attend()  # ready means: who asks now finds the agents of this replica there
         await self._refresh_states()
         self.state.is_open = True
@@ -190,6 +213,23 @@ class Parts:
             await self._refresh_states()
         except StorageError:
             return  # requests meanwhile say so themselves
+
+    async def _tend_access(self) -> None:
+        """Take over changed access keys; keep the tokens' keys fresh, and note which keys were used."""
+        for _ in range(SIGNING_EVERY):
+            await asyncio.sleep(KEYS_EVERY_S)
+            if self.keyring.refresh():
+                self.hub.keys_changed(self.state.key_ids)
+        if not self.state.is_open:
+            return
+        try:
+            if self.store.signing.current is not None:  # else nobody has a token, or needs one
+                await self.store.signing.refresh()
+                self.hub.keys_changed(self.state.key_ids)
+            if uses := self.keyring.take_uses():
+                await self.store.key_uses.note(uses)
+        except StorageError:
+            return  # a use that is not noted is noted at the next
 
     async def _refresh_states(self) -> None:
         """Read which agents are there; their sessions' followers are told of those that changed."""

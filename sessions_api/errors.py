@@ -13,8 +13,9 @@
     │   ├── SessionNotFound · AgentNotFound · TurnNotFound
     │   ├── SessionExpired
     │   ├── SessionBusy · BacklogFull
-    │   ├── LimitReached
+    │   ├── LimitReached               as many at once as there may be
     │   │   └── TooManyOpenSessions · TooManyFollowers · TooManyClaims
+    │   ├── RateLimited                as many in a time as there may be
     │   ├── AgentInUse                 deleted while it has live sessions
     │   ├── MaxDurationReached · IdempotencyMismatch
     │   ├── ConfigChanged              stale If-Match
@@ -25,6 +26,7 @@
     │   ├── StorageUnavailable         Redis is away, slow or refusing
     │   └── StorageFull                Redis is out of memory; reads and expiry go on
     ├── Draining                       this replica is shutting down
+    ├── TooManyConnections             this process has as many as it may
     ├── SettingsError                  the start is refused; names the variable
     └── StorageFault                   Redis answered what it never should: our bug
 
@@ -212,6 +214,7 @@ class BacklogFull(CallerError):
     session_id: str
     queued: int
     retry_after_s: int = 5
+    policy: ClassVar[str] = "backlog"
     code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
     retryable: ClassVar[bool] = True
 
@@ -222,6 +225,7 @@ class LimitReached(CallerError):
 
     limit: int
     retry_after_s: int = 5
+    policy: ClassVar[str]
     code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
     retryable: ClassVar[bool] = True
 
@@ -231,14 +235,31 @@ class TooManyOpenSessions(LimitReached):
     """The user has as many live sessions as a user may."""
 
     retry_after_s: int = 60
+    policy: ClassVar[str] = "open-sessions"
 
 
 class TooManyFollowers(LimitReached):
     """The session, or this process, has as many live followers as it may."""
 
+    policy: ClassVar[str] = "followers"
+
 
 class TooManyClaims(LimitReached):
     """As many workers wait for turns at this process as may."""
+
+    policy: ClassVar[str] = "claims"
+
+
+@dataclass(eq=False)
+class RateLimited(CallerError):
+    """As many came in *window_s* as *policy* allows; nothing was done. *retry_after_s*: until one may."""
+
+    policy: str
+    quota: int
+    window_s: int
+    retry_after_s: int
+    code: ClassVar[str] = "RATE_LIMIT_EXCEEDED"
+    retryable: ClassVar[bool] = True
 
 
 @dataclass(eq=False)
@@ -372,6 +393,16 @@ class Draining(SessionsError):
 
     retry_after_s: int = 1
     code: ClassVar[str] = "DRAINING"
+    retryable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class TooManyConnections(SessionsError):
+    """This process has *limit* connections, as many as it may; another replica may have room."""
+
+    limit: int
+    retry_after_s: int = 5
+    code: ClassVar[str] = "OVERLOADED"
     retryable: ClassVar[bool] = True
 
 

@@ -205,7 +205,7 @@ class Finder:
     async def _look(self, trail: Trail) -> None:
         trail.must_look = False  # first: what is missed during the look is not forgotten
         try:
-            found = await self._store.turns.next_ready(trail.agent_id)
+            found = await self._store.ready.next_ready(trail.agent_id)
         except BaseException:
             trail.forget()
             raise

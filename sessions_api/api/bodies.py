@@ -6,6 +6,7 @@ the first fault in the reference's order gives the message.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, get_args
 
 import msgspec
@@ -34,6 +35,11 @@ TRANSPORTS: Final = {
 ROLES: Final[tuple[str, ...]] = get_args(Role)
 MAX_SPOKEN_CHARS: Final = 100_000
 """Of what an agent or the system says: as long as an answer may be."""
+# As browsers read a URL: blanks and controls before it do not count, nor tabs and line breaks within.
+_SCRIPT: Final = re.compile(
+    r"[\x00-\x20]*(" + "|".join(r"[\t\r\n]*".join(name) for name in ("javascript:", "vbscript:")) + ")",
+    re.IGNORECASE,
+)
 _TRANSPORT_NAMES: Final = ", ".join(TRANSPORTS)
 _encode = msgspec.json.Encoder().encode
 
@@ -300,6 +306,9 @@ def _attachment(item: Any, where: str) -> list[FieldError]:
         for name in ("url", "data", "contentType", "name")
         if item.get(name) is not None and not isinstance(item[name], str)
     ]
+    url = item.get("url")
+    if isinstance(url, str) and _SCRIPT.match(url):
+        bad.append(FieldError(f"{where}.url", "is a script", None, "a URL that shows something"))
     size = item.get("size")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int | float) or size < 0):
         bad.append(FieldError(f"{where}.size", "must be a number", None, "0 or more"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from typing import Final
 
 from sessions_api.domain.ids import AgentId, AppName, UserId
@@ -22,15 +23,20 @@ class Counts:
         self._near: tuple[float, int] = (0.0, 0)
 
     async def total(
-        self, *, app: AppName | None, agent_id: AgentId | None = None, user_id: UserId | None = None
+        self,
+        *,
+        app: AppName | None,
+        apps: Collection[AppName] = (),
+        agent_id: AgentId | None = None,
+        user_id: UserId | None = None,
     ) -> int:
-        """Live sessions of an app, of one of its agents, or of one of its users."""
+        """Live sessions of an app, of one of its agents, or of one of its users; None: of all *apps*."""
         key = (app, agent_id, user_id)
         now_s = time.monotonic()
         known = self._totals.get(key)
         if known is not None and now_s - known[0] < MAX_AGE_S:
             return known[1]
-        total = await self._listing.total(app=app, agent_id=agent_id, user_id=user_id)
+        total = await self._listing.total(app=app, apps=apps, agent_id=agent_id, user_id=user_id)
         if len(self._totals) >= MAX_KEPT:
             self._totals.clear()
         self._totals[key] = (now_s, total)

@@ -9,13 +9,15 @@ whole session read (bench/).
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 import msgspec
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sessions_api.api import cors
+from sessions_api.api.auth import NOBODY, check_route
 from sessions_api.api.endpoints.live import converse
 from sessions_api.api.replies import Header, Reply, problem_reply
 from sessions_api.api.requests import ClientGone, Request
@@ -29,8 +31,10 @@ from sessions_api.errors import (
     SessionsError,
     StorageFault,
     StorageUnavailable,
+    Unauthenticated,
 )
-from sessions_api.live.websocket import refuse
+from sessions_api.live.framing import BadFrame
+from sessions_api.live.handshake import ClientLeft, Handshake
 from sessions_api.store.connection import counted_trips, named_scripts
 from sessions_api.telemetry import metrics
 from sessions_api.wire.problems import problem_of
@@ -91,7 +95,7 @@ class Surface:
                     answer = await self._answer(request, found, method)
                 if not isinstance(answer, Reply):
                     is_stream = True
-                    await answer.run(request.receive, watched, ((b"x-request-id", request.id),))
+                    await answer.run(request.receive, watched, request.common)
                     status = 200
             except ClientGone:
                 return
@@ -104,7 +108,7 @@ class Surface:
                 answer = self._refusal(request, error, label)
             if isinstance(answer, Reply) and not is_stream:
                 status = answer.status
-                await answer.send(send, request.id, only_head=method == "HEAD")
+                await answer.send(send, request.common, only_head=method == "HEAD")
         finally:
             seconds = time.perf_counter() - started_s
             known = method if method in _METHODS else "other"
@@ -124,24 +128,52 @@ class Surface:
     async def _answer(
         self, request: Request, found: tuple[Place, dict[str, str]] | None, method: str
     ) -> Reply | Stream:
-        headers = request.headers
         state = self._state
-        request.caller = state.access.caller(headers.get(b"host"), headers.get(b"origin"))
+        access = state.access
+        if access.origins:
+            request.common += cors.reply_headers(request.headers.get(b"origin"), access.origins)
+        access.check_page(request.headers)
         if found is None:
             raise RouteNotFound
         place, request.params = found
         route: Route | None = place.methods.get(method)
         if route is None:
             if method == "OPTIONS":
-                return Reply(204, b"", ((b"allow", ", ".join(place.allowed).encode()),), b"")
+                return Reply(204, b"", self._options(place, request), b"")
             raise MethodNotAllowed(place.allowed)
+        self._identify(request, route)
         if route.needs_store:
             state.check_serves()
         return await route.endpoint(request)
 
+    def _options(self, place: Place, request: Request) -> tuple[Header, ...]:
+        headers = request.headers
+        allow: Header = (b"allow", ", ".join(place.allowed).encode())
+        if (
+            b"access-control-request-method" in headers
+            and headers.get(b"origin") in self._state.access.origins
+        ):
+            return (allow, *cors.preflight_headers(place.allowed))
+        return (allow,)
+
+    def _identify(self, request: Request, route: Route) -> None:
+        """Who calls, and whether the route is theirs to ask for."""
+        if "open" in route.allows:
+            with suppress(Unauthenticated):  # a wrong key opens no less than none
+                request.caller = self._state.access.caller(request.headers) or NOBODY
+            return
+        if self._is_for_metrics(request.scope):
+            return  # a port of its own, which the operator keeps closed
+        try:
+            request.caller = self._state.access.caller(request.headers) or NOBODY
+        finally:
+            self._state.gate.admit(request)  # who shows a wrong key is nobody, and counted too
+        check_route(request.caller, route.allows, request.params.get("sessionId"))
+
     def _refusal(self, request: Request, error: Exception, label: str) -> Reply:
         """The envelope; what is our own fault goes to the log whole."""
         request_id = request.id.decode()
+        metrics.count_refusal(error)
         if not isinstance(error, SessionsError) or isinstance(error, StorageFault):
             log.error("request_crashed", request_id=request_id, route=label, exc_info=error)
         elif isinstance(error, StorageUnavailable):
@@ -161,24 +193,30 @@ class Surface:
     # ------------------------------------------------------------ WebSocket
 
     async def _converse(self, request: Request, send: Send) -> None:
-        state, headers = self._state, request.headers
+        state = self._state
+        handshake = Handshake(
+            request.receive,
+            send,
+            request_id=request.id.decode(),
+            instance=request.instance,
+            offered=list(request.scope.get("subprotocols", ())),
+        )
         try:
-            request.caller = state.access.caller(headers.get(b"host"), headers.get(b"origin"))
+            state.access.check_page(request.headers)
             params = self._lookup.find_websocket(request.scope["path"])
             if params is None or self._is_for_metrics(request.scope):
                 raise RouteNotFound
             request.params = params
+            try:
+                request.caller = state.access.caller(request.headers) or NOBODY
+            finally:
+                state.gate.admit(request)
             state.check_serves()
-            await converse(request, send)
-        except SessionsError as error:
-            await refuse(
-                request.receive,
-                send,
-                error,
-                request_id=request.id.decode(),
-                instance=request.instance,
-                offered=list(request.scope.get("subprotocols", ())),
-            )
+            await converse(request, handshake)
+        except (SessionsError, BadFrame) as error:
+            await handshake.refuse(error)
+        except ClientLeft:
+            pass
 
     # ------------------------------------------------------------ X-Debug
 

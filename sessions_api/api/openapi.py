@@ -6,7 +6,7 @@ Replies come from the Structs that are sent, errors from the table in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Final
@@ -15,11 +15,14 @@ import msgspec
 
 from sessions_api.api.reference import EVENTS, OPERATIONS, PARAMETERS, Json, Operation
 from sessions_api.api.state import Rules
+from sessions_api.domain.access import RIGHTS
 from sessions_api.domain.agents import ECHO_ID
 from sessions_api.wire import inputs, sessions
 from sessions_api.wire.problems import TABLE, ErrorEnvelope
 from sessions_api.wire.timeouts import minutes
 
+Allows = Mapping[tuple[str, str], frozenset[str]]
+"""Method and path → whom the route allows (api/routes.py)."""
 _COMPONENTS: Final = "#/components/schemas/"
 _SCHEMAS: Final[dict[str, Json]] = {
     "application/json": {"type": "object"},
@@ -28,17 +31,31 @@ _SCHEMAS: Final[dict[str, Json]] = {
 }
 _SOMEBODY: Final = "11111111-1111-4111-8111-111111111111"
 
+_SCHEMES: Final[Json] = {
+    "key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-KEY",
+        "description": "An access key, `id.secret`.",
+    },
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An access key, or a session token."},
+}
 _ETAG: Final[Json] = {"ETag": {"schema": {"type": "string"}, "description": "The configuration's version."}}
 _RETRY: Final[Json] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
 
 
-def document(rules: Rules) -> Json:
-    """The document; ranges that the operator chose are written into it."""
+def document(rules: Rules, allows: Allows, *, has_keys: bool) -> Json:
+    """The document of this very service.
+
+    The ranges that its operator chose are in it, whom each route *allows*, and
+    whether a key has to be shown at all.
+    """
     paths: Json = {}
     for (method, path), operation in OPERATIONS.items():
         if path == "/chat" and not rules.is_dev:
             continue
-        paths.setdefault(path, {})[method.lower()] = _operation(path, operation)
+        described = _operation(path, operation) | _security(allows[method, path], has_keys=has_keys)
+        paths.setdefault(path, {})[method.lower()] = described
     return {
         "openapi": "3.1.0",
         "info": {
@@ -49,11 +66,23 @@ def document(rules: Rules) -> Json:
         },
         "tags": [
             {"name": name}
-            for name in ("sessions", "messages", "turns", "live", "agents", "workers", "service")
+            for name in ("sessions", "messages", "tokens", "turns", "live", "agents", "workers", "service")
         ],
         "paths": paths,
-        "components": {"schemas": _schemas(rules)},
+        "components": {"schemas": _schemas(rules), "securitySchemes": _SCHEMES},
     }
+
+
+def _security(allows: frozenset[str], *, has_keys: bool) -> Json:
+    """Whose key or token a route takes."""
+    if "open" in allows or not has_keys:
+        return {"security": [{}]}
+    tokens = sorted(allows & {*RIGHTS, "token"})
+    keys = sorted({"admin", *(allows & {"app", "agent"})})
+    told = f"Scope {' or '.join(keys)}"
+    if tokens:
+        told += "; a session token" + (f" with the right {tokens[0]}" if tokens != ["token"] else "")
+    return {"security": [{"key": []}, {"bearer": []}], "description": f"{told}."}
 
 
 def _operation(path: str, operation: Operation) -> Json:
@@ -69,7 +98,7 @@ def _operation(path: str, operation: Operation) -> Json:
         content = {"application/json": {"schema": _ref(operation.body)}}
         if operation.body is inputs.TimeoutInput:
             content["application/merge-patch+json"] = {"schema": _ref(inputs.TimeoutPatch)}
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": operation.needs_body, "content": content}
     return described
 
 
@@ -165,5 +194,5 @@ def _write_ranges(schemas: Json, rules: Rules) -> None:
                     kind.update(bounds)
 
 
-def document_json(rules: Rules) -> bytes:
-    return msgspec.json.encode(document(rules))
+def document_json(rules: Rules, allows: Allows, *, has_keys: bool) -> bytes:
+    return msgspec.json.encode(document(rules, allows, has_keys=has_keys))

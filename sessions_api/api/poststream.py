@@ -23,7 +23,7 @@ from starlette.types import Receive, Send
 
 from sessions_api.api.bodies import SendBody
 from sessions_api.api.operations import Accepted
-from sessions_api.api.replies import REPLAYED, Header
+from sessions_api.api.replies import CLOSED, REPLAYED, SAFE, Header, limit_headers
 from sessions_api.api.requests import ClientGone, Request, unless_gone
 from sessions_api.domain.ids import TurnId
 from sessions_api.errors import AgentFailed, SessionsError
@@ -37,7 +37,8 @@ HEADERS: Final[tuple[Header, ...]] = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
-    (b"x-content-type-options", b"nosniff"),
+    *SAFE,
+    CLOSED,
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -54,9 +55,12 @@ class PostStream:
     async def run(self, receive: Receive, send: Send, headers: tuple[Header, ...]) -> None:
         request, message = self._request, self._message
         session_id = request.session_id
+        await request.state.operations.check_poster(session_id, request.caller)
         async with request.state.hub.watch(session_id) as watch:
-            accepted = await request.state.operations.accept(session_id, request.caller, message, self._key)
-            replayed = (REPLAYED,) if accepted.is_repeat else ()
+            accepted = await request.state.operations.accept(
+                session_id, request.caller, message, self._key, address=request.address
+            )
+            replayed = (REPLAYED,) if accepted.is_repeat else limit_headers(accepted.standings)
             await send(
                 {
                     "type": "http.response.start",

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from sessions_api import errors as e
-from sessions_api.wire import agents, claims, inputs, messages, posted, service, sessions
+from sessions_api.wire import agents, claims, inputs, messages, posted, service, sessions, tokens
 
 Json = dict[str, Any]
 BASE: Final = "/api/messaging/sessions"
@@ -29,9 +29,11 @@ class Operation(NamedTuple):
     errors: tuple[type[e.SessionsError], ...] = ()
     body: type[msgspec.Struct] | None = None
     parameters: tuple[str, ...] = ()
+    needs_body: bool = True
+    """Whether *body* may not be left out."""
 
 
-_ANY: Final = (e.Forbidden, e.InvalidInput, e.StorageFault)
+_ANY: Final = (e.Unauthenticated, e.Forbidden, e.InvalidInput, e.StorageFault)
 _STORED: Final = (*_ANY, e.StorageUnavailable, e.Draining)
 _LIVE: Final = (*_STORED, e.SessionNotFound, e.SessionExpired)
 _WRITE: Final = (*_LIVE, e.TurnNotFound, e.TurnLost, e.StorageFull)
@@ -76,8 +78,8 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
     ("GET", BASE + "/health"): Operation(
         "health",
         "service",
-        "How the service is; 503 when it cannot serve",
-        {200: sessions.Health, 503: sessions.Health},
+        "How the service is; 503 when it cannot serve. Without a key only the status",
+        {200: (sessions.Health, sessions.HealthStatus), 503: (sessions.Health, sessions.HealthStatus)},
         _ANY,
     ),
     ("GET", _ONE): Operation(
@@ -144,6 +146,29 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         (*_LIVE, *_BODY, e.ConfigChanged, e.StorageFull),
         inputs.TimeoutInput,
         ("If-Match",),
+    ),
+    ("POST", _ONE + "/tokens"): Operation(
+        "issueToken",
+        "tokens",
+        "Make a token that opens this session, for a browser",
+        {201: tokens.TokenInfo},
+        (*_LIVE, *_BODY),
+        tokens.TokenInput,
+        needs_body=False,
+    ),
+    ("POST", _ONE + "/tokens/refresh"): Operation(
+        "refreshToken",
+        "tokens",
+        "Another token like the one that asks, with as long a life",
+        {201: tokens.TokenInfo},
+        (*_LIVE, e.BodyTooLarge),
+    ),
+    ("DELETE", _ONE + "/tokens"): Operation(
+        "revokeTokens",
+        "tokens",
+        "End every token of the session at once",
+        {200: tokens.TokensRevoked},
+        (*_LIVE, e.BodyTooLarge, e.StorageFull),
     ),
     ("GET", _ONE + "/turns/{turnId}"): Operation(
         "readTurn",
@@ -249,6 +274,16 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         {200: claims.Written},
         (*_WRITE, *_BODY),
         claims.FenceInput,
+    ),
+    ("GET", "/api/keys"): Operation(
+        "listKeys", "service", "The access keys, and when each was used last", {200: tokens.KeyList}, _STORED
+    ),
+    ("DELETE", "/api/tokens"): Operation(
+        "revokeAllTokens",
+        "tokens",
+        "End every token of every session: on the other replicas within seconds",
+        {200: tokens.TokensRevoked},
+        (*_STORED, e.BodyTooLarge, e.StorageFull),
     ),
     ("GET", "/livez"): Operation("livez", "service", "The process runs", {200: service.Alive}, _ANY),
     ("GET", "/readyz"): Operation(

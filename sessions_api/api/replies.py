@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from starlette.types import Send
 
+from sessions_api.domain.limits import Standing
 from sessions_api.domain.sessions import Session
 from sessions_api.wire.problems import Problem
 from sessions_api.wire.sessions import session_json
@@ -17,21 +18,32 @@ JSON: Final = b"application/json"
 PROBLEM_JSON: Final = b"application/problem+json"
 _JSON_HEADER: Final[Header] = (b"content-type", JSON)
 NO_STORE: Final[Header] = (b"cache-control", b"no-store")
-_COMMON: Final[tuple[Header, ...]] = (NO_STORE, (b"x-content-type-options", b"nosniff"))
+SAFE: Final[tuple[Header, ...]] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+"""What every reply and stream tells a browser: it is what it says it is, and no part of a stranger's page."""
+CLOSED: Final[Header] = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+"""What is no page loads nothing, should a browser be made to show it."""
+_COMMON: Final[tuple[Header, ...]] = (NO_STORE, *SAFE)
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Reply(NamedTuple):
-    """A whole reply; *headers* come on top of the content's own."""
+    """A whole reply; *headers* come on top of the content's own. *policy*: of a page, what it may load."""
 
     status: int
     body: bytes
     headers: tuple[Header, ...] = ()
     content_type: bytes = JSON
+    policy: Header = CLOSED
 
-    async def send(self, send: Send, request_id: bytes, *, only_head: bool = False) -> None:
-        headers = [(b"x-request-id", request_id), *_COMMON, *self.headers]
+    async def send(self, send: Send, common: tuple[Header, ...], *, only_head: bool = False) -> None:
+        """*common*: what every reply to this request carries."""
+        headers = [*common, *_COMMON, self.policy, *self.headers]
         if self.status != 204:  # RFC 9110: no Content-Length where there can be no content
             headers.append((b"content-length", b"%d" % len(self.body)))
         if self.content_type:
@@ -65,6 +77,20 @@ def problem_reply(problem: Problem, *, wants_problem: bool = False) -> Reply:
         (name.lower().encode(), value.encode("latin-1", "replace")) for name, value in problem.headers
     )
     return Reply(problem.status, problem.body, headers, PROBLEM_JSON if wants_problem else JSON)
+
+
+def limit_headers(standings: tuple[Standing, ...]) -> tuple[Header, ...]:
+    """How the caller stands with each limit that counted the request.
+
+    The fields of draft-ietf-httpapi-ratelimit-headers-10.
+    """
+    if not standings:
+        return ()
+    policies = ", ".join(
+        f'"{each.policy}";q={each.limit.quota};w={each.limit.window_s}' for each in standings
+    )
+    left = ", ".join(f'"{each.policy}";r={each.left};t={each.reset_s}' for each in standings)
+    return ((b"ratelimit-policy", policies.encode()), (b"ratelimit", left.encode()))
 
 
 REPLAYED: Final[Header] = (b"idempotency-replayed", b"true")

@@ -17,8 +17,9 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 from starlette.types import Message, Receive, Scope
 
-from sessions_api.api.auth import Caller
+from sessions_api.api.auth import NOBODY
 from sessions_api.api.state import State
+from sessions_api.domain.access import Caller
 from sessions_api.domain.ids import SessionId, is_uuid
 from sessions_api.errors import (
     BodyTooLarge,
@@ -28,8 +29,10 @@ from sessions_api.errors import (
     SessionNotFound,
     UnsupportedMediaType,
 )
+from sessions_api.wire.shapes import TOO_DEEP, check_shape
 
 MAX_BODY_BYTES: Final = 256 * 1024
+MAX_QUERY_BYTES: Final = 8 * 1024
 MAX_QUERY_FIELDS: Final = 50
 MERGE_PATCH: Final = "application/merge-patch+json"
 _JSON_TYPE: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)")
@@ -87,7 +90,18 @@ async def _left(receive: Receive) -> None:
 class Request:
     """One request being served."""
 
-    __slots__ = ("_body", "caller", "headers", "id", "params", "receive", "scope", "state", "turn_id")
+    __slots__ = (
+        "_body",
+        "caller",
+        "common",
+        "headers",
+        "id",
+        "params",
+        "receive",
+        "scope",
+        "state",
+        "turn_id",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, state: State) -> None:
         self.scope = scope
@@ -96,8 +110,10 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         """Lower-case names; of a repeated header the last."""
         self.id = request_id_of(self.headers.get(b"x-request-id"))
+        self.common: tuple[tuple[bytes, bytes], ...] = ((b"x-request-id", self.id),)
+        """Headers that every reply to this request carries."""
         self.params: dict[str, str] = {}
-        self.caller: Caller
+        self.caller: Caller = NOBODY
         self.turn_id: str | None = None
         """The turn that the caller waits for: errors name it."""
         self._body: bytes | None = None
@@ -105,6 +121,11 @@ class Request:
     @property
     def method(self) -> str:
         return str(self.scope["method"])
+
+    @property
+    def address(self) -> str:
+        """Where it comes from, as limits count it."""
+        return self.state.addresses.client(self.scope)
 
     @property
     def instance(self) -> str:
@@ -146,11 +167,15 @@ class Request:
         """The query's fields; of a repeated one the last.
 
         Raises:
-            InvalidInput: more fields than any request here has.
+            InvalidInput: it is longer, or has more fields, than any request's here.
         """
         raw: bytes = self.scope["query_string"]
         if not raw:
             return {}
+        if len(raw) > MAX_QUERY_BYTES:
+            raise InvalidInput(
+                "Invalid query", [FieldError("query", "is too long", None, f"up to {MAX_QUERY_BYTES} bytes")]
+            )
         try:
             return dict(
                 parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
@@ -228,14 +253,15 @@ def read_json(body: bytes) -> Any:
     repeated key the last value counts.
 
     Raises:
-        MalformedBody: anything else, and what is nested deeper than the decoder goes.
+        MalformedBody: anything else, and what has more structure than ``wire/shapes.py`` allows.
     """
+    check_shape(body)
     try:
         return _decode(body)
     except UnicodeDecodeError as error:
         raise MalformedBody("not valid UTF-8") from error
     except RecursionError as error:
-        raise MalformedBody("nested too deep") from error
+        raise MalformedBody(TOO_DEEP) from error
     except msgspec.DecodeError as error:
         reason = str(error).partition(" - at ")[0]  # the path would quote the body
         if reason == "Input data was truncated":  # the one that msgspec words otherwise

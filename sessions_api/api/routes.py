@@ -8,7 +8,17 @@ from typing import Final, NamedTuple, Protocol
 
 from starlette.types import Receive, Send
 
-from sessions_api.api.endpoints import agents, live, messages, service, sessions, turns, workers
+from sessions_api.api.endpoints import (
+    agents,
+    keys,
+    live,
+    messages,
+    service,
+    sessions,
+    tokens,
+    turns,
+    workers,
+)
 from sessions_api.api.replies import Header, Reply
 from sessions_api.api.requests import Request
 
@@ -23,13 +33,22 @@ Endpoint = Callable[[Request], Awaitable[Reply | Stream]]
 
 
 class Route(NamedTuple):
-    """One method of one path, and who answers it."""
+    """One method of one path, who answers it, and whom.
+
+    *allows*, beside ``admin``, whose everything is: ``app``, ``agent`` (keys of these
+    scopes), a right of a session token, ``token`` (any of them), ``open`` (everybody).
+    """
 
     method: str
     path: str
     endpoint: Endpoint
+    allows: frozenset[str]
     needs_store: bool = True
     """Refused while Redis was never reached, and while this replica drains."""
+
+
+def _route(method: str, path: str, endpoint: Endpoint, allows: str, *, needs_store: bool = True) -> Route:
+    return Route(method, path, endpoint, frozenset(allows.split()), needs_store)
 
 
 BASE: Final = sessions.BASE
@@ -40,37 +59,43 @@ _AGENT: Final = agents.BASE + "/{agentId}"
 METRICS: Final = "/metrics"
 
 ROUTES: Final = (
-    Route("POST", BASE, sessions.create),
-    Route("GET", BASE, sessions.list_),
-    Route("GET", BASE + "/health", service.health, needs_store=False),
-    Route("GET", _ONE, sessions.read),
-    Route("DELETE", _ONE, sessions.end),
-    Route("POST", _ONE + "/messages", messages.send),
-    Route("GET", _ONE + "/messages", messages.history),
-    Route("POST", _ONE + "/renew", sessions.renew),
-    Route("POST", _ONE + "/heartbeat", sessions.heartbeat),
-    Route("PATCH", _ONE + "/timeout", sessions.configure),
-    Route("GET", _TURN, turns.read),
-    Route("POST", _TURN + "/cancel", turns.cancel),
-    Route("GET", _ONE + "/events", live.events),
-    Route("GET", agents.BASE, agents.list_),
-    Route("PUT", _AGENT, agents.put),
-    Route("GET", _AGENT, agents.read),
-    Route("DELETE", _AGENT, agents.forget),
-    Route("GET", _AGENT + "/availability", agents.availability),
-    Route("POST", _AGENT + "/turns/claim", workers.claim),
-    Route("POST", _TURN + "/delta", workers.delta),
-    Route("POST", _TURN + "/extend", workers.extend),
-    Route("POST", _TURN + "/complete", workers.complete),
-    Route("POST", _TURN + "/fail", workers.fail),
-    Route("POST", _TURN + "/release", workers.release),
-    Route("GET", "/livez", service.livez, needs_store=False),
-    Route("GET", "/readyz", service.readyz, needs_store=False),
-    Route("GET", METRICS, service.show_metrics, needs_store=False),
-    Route("GET", "/openapi.json", service.show_openapi, needs_store=False),
-    Route("GET", "/docs", service.docs, needs_store=False),
-    Route("GET", "/chat", service.chat, needs_store=False),
+    _route("POST", BASE, sessions.create, "app"),
+    _route("GET", BASE, sessions.list_, "app"),
+    _route("GET", BASE + "/health", service.health, "open", needs_store=False),
+    _route("GET", _ONE, sessions.read, "app agent read"),
+    _route("DELETE", _ONE, sessions.end, "app end"),
+    _route("POST", _ONE + "/messages", messages.send, "app agent send"),
+    _route("GET", _ONE + "/messages", messages.history, "app agent read"),
+    _route("POST", _ONE + "/renew", sessions.renew, "app renew"),
+    _route("POST", _ONE + "/heartbeat", sessions.heartbeat, "app renew"),
+    _route("PATCH", _ONE + "/timeout", sessions.configure, "app"),
+    _route("POST", _ONE + "/tokens", tokens.issue, "app"),
+    _route("POST", _ONE + "/tokens/refresh", tokens.refresh, "token"),
+    _route("DELETE", _ONE + "/tokens", tokens.revoke, "app"),
+    _route("GET", _TURN, turns.read, "app agent read"),
+    _route("POST", _TURN + "/cancel", turns.cancel, "app cancel"),
+    _route("GET", _ONE + "/events", live.events, "app agent read"),
+    _route("GET", agents.BASE, agents.list_, "admin"),
+    _route("PUT", _AGENT, agents.put, "agent"),
+    _route("GET", _AGENT, agents.read, "agent"),
+    _route("DELETE", _AGENT, agents.forget, "admin"),
+    _route("GET", _AGENT + "/availability", agents.availability, "app agent"),
+    _route("POST", _AGENT + "/turns/claim", workers.claim, "agent"),
+    _route("POST", _TURN + "/delta", workers.delta, "agent"),
+    _route("POST", _TURN + "/extend", workers.extend, "agent"),
+    _route("POST", _TURN + "/complete", workers.complete, "agent"),
+    _route("POST", _TURN + "/fail", workers.fail, "agent"),
+    _route("POST", _TURN + "/release", workers.release, "agent"),
+    _route("GET", "/api/keys", keys.list_, "admin"),
+    _route("DELETE", "/api/tokens", tokens.revoke_all, "admin"),
+    _route("GET", "/livez", service.livez, "open", needs_store=False),
+    _route("GET", "/readyz", service.readyz, "open", needs_store=False),
+    _route("GET", METRICS, service.show_metrics, "admin", needs_store=False),
+    _route("GET", "/openapi.json", service.show_openapi, "open", needs_store=False),
+    _route("GET", "/docs", service.docs, "open", needs_store=False),
+    _route("GET", "/chat", service.chat, "open", needs_store=False),
 )
+ALLOWS: Final = {(route.method, route.path): route.allows for route in ROUTES}
 WEBSOCKET: Final = _ONE + "/ws"
 STREAMS: Final = frozenset({_ONE + "/events"})
 """A HEAD there would say nothing."""

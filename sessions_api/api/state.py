@@ -6,10 +6,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from sessions_api.access.keyring import Keyring
+from sessions_api.access.tokens import Tokens
 from sessions_api.agents.desk import Desk
 from sessions_api.agents.work import Work
+from sessions_api.api.addresses import Addresses
 from sessions_api.api.auth import Access
 from sessions_api.api.counts import Counts
+from sessions_api.api.gate import Gate
 from sessions_api.api.operations import Operations
 from sessions_api.domain.ids import AppName
 from sessions_api.domain.sessions import OnBusy
@@ -44,6 +48,10 @@ class State:
 
     rules: Rules
     access: Access
+    addresses: Addresses
+    gate: Gate
+    tokens: Tokens
+    keyring: Keyring
     store: Store
     hub: Hub
     counts: Counts
@@ -57,9 +65,18 @@ class State:
     is_draining: bool = False
     started_s: float = field(default_factory=time.monotonic)
 
+    @property
+    def key_ids(self) -> frozenset[str]:
+        """The keys that callers come by: access keys, and those that sign tokens."""
+        return self.keyring.ids | self.store.signing.ids
+
     def check_serves(self) -> None:
         """Raises Draining or StorageUnavailable: this replica takes no request that needs the store."""
         if self.is_draining:
             raise Draining
+        self.check_open()
+
+    def check_open(self) -> None:
+        """Raises StorageUnavailable: Redis was never reached."""
         if not self.is_open:
             raise StorageUnavailable("not opened yet")

@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": "check that Redis and its settings can hold what the service promises",
     "chat": "talk to an agent in this terminal",
     "agents": "list, show, define and forget agents",
+    "keys": "make, list and remove access keys",
     "ls": "list live sessions",
     "show": "show one session",
     "tail": "follow one session's events live",

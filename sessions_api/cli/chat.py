@@ -156,6 +156,7 @@ class _Talk:
                 async with connect(
                     f"{self._url}?after={self._cursor}",
                     subprotocols=[Subprotocol("sessions.v1")],
+                    additional_headers=self._api.key_header,
                     proxy=None,
                     max_size=None,
                 ) as socket:

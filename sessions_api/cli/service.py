@@ -25,6 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url", help="where the service is (SESSIONS_URL, else HOST and PORT, else http://127.0.0.1:3000)"
     )
+    parser.add_argument(
+        "--key", help="an access key or session token, where the service has keys (SESSIONS_API_KEY)"
+    )
 
 
 def session_argument(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +57,23 @@ class Service:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.url = _url(args.url)
-        self._client = httpx2.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False)
+        self.key = args.key or os.environ.get("SESSIONS_API_KEY", "").strip()
+        self._client = httpx2.Client(
+            base_url=self.url, timeout=TIMEOUT_S, trust_env=False, headers=self.key_header
+        )
+
+    @property
+    def key_header(self) -> dict[str, str]:
+        """What shows the key; nothing without one.
+
+        Raises:
+            CommandError: it is none that a header can carry.
+        """
+        if not self.key:
+            return {}
+        if not self.key.isascii() or not self.key.isprintable():
+            raise CommandError("the key has characters that no access key has", status=2)
+        return {"X-API-KEY": self.key}
 
     @property
     def websocket_url(self) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType, MappingProxyType
 
 import uvicorn
@@ -21,10 +22,18 @@ from starlette.applications import Starlette
 from sessions_api.app import create_app
 from sessions_api.cli.connections import Connection
 from sessions_api.cli.errors import CommandError
+from sessions_api.cli.upgraded import Upgraded
 from sessions_api.settings import Settings
 from sessions_api.telemetry import logs
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+BESIDE_FOLLOWERS = 10_000
+"""Connections of one process that need not be live ones: requests, and silence between them."""
+TAKES_NOTHING_MS = 60_000
+"""How long a client may take nothing of what was sent before the kernel drops its connection.
+
+Nobody else would: a connection that is closed here waits for ever to hand over what it still holds.
+"""
 
 
 def environment(chosen: Mapping[str, str | None] = MappingProxyType({})) -> dict[str, str]:
@@ -62,6 +71,9 @@ def bind(host: str, port: int, choice: str = "PORT=… or --port") -> socket.soc
         raise CommandError(f"HOST={host} is no address to listen on: {error.strerror}") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TAKES_NOTHING_MS
+        )  # connections inherit it
         sock.bind(address)
     except OSError as error:
         sock.close()
@@ -80,6 +92,13 @@ def _why_not_bound(error: OSError, host: str, port: int, choice: str) -> str:
             return f"{host} is no address of this machine: change HOST or --host"
         case _:
             return f"cannot listen on {host}:{port}: {error.strerror}"
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process, and those it starts, have as many file descriptors as the system lets it."""
+    _, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # no limit at all is more than the kernel grants
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
 
 
 def address_of(sock: socket.socket) -> str:
@@ -134,6 +153,7 @@ async def serve_here(
     def app() -> Starlette:
         return drain_on_signal(create_app(settings))
 
+    raise_descriptor_limit()
     server = Server(_config(app, settings), on_ready)
     stop.goes_to(server)
     try:
@@ -145,6 +165,7 @@ async def serve_here(
 
 def run_many(settings: Settings, sockets: list[socket.socket], workers: int) -> int:
     """Serve in *workers* processes until a signal; a dead worker is replaced."""
+    raise_descriptor_limit()
     logs.configure(settings.log_level, settings.log_format)  # of this process; each worker does its own
     config = _config("sessions_api.cli.serving:app_of_worker", settings)
     config.workers = workers
@@ -168,11 +189,12 @@ def _config(app: Callable[[], Starlette] | str, settings: Settings) -> uvicorn.C
         factory=True,
         loop="uvloop",
         http=Connection,
-        ws="websockets-sansio",
+        ws=Upgraded,
         ws_per_message_deflate=False,  # a compressor takes ten times the memory of the rest of a follower
         ws_max_size=1024 * 1024,  # live/websocket.py refuses 256 KiB, in words
         log_config=None,  # telemetry/logs.py writes the log
         access_log=False,
+        limit_concurrency=settings.sessions_max_followers + BESIDE_FOLLOWERS,  # cli/connections.py holds it
         server_header=False,
         proxy_headers=False,
         lifespan="on",

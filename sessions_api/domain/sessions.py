@@ -59,6 +59,8 @@ class Session(msgspec.Struct, frozen=True):
     turn_state: Literal["queued", "running"] | None
     queued: int
     """Messages that wait in queued turns."""
+    token_epoch: int = 0
+    """Raised when the session's tokens are revoked; each names the one it was made in."""
 
     @property
     def agent(self) -> AgentId:

@@ -61,6 +61,7 @@ class Sweep:
     def __init__(self, store: Store, leases: Leases) -> None:
         self._alarms = store.alarms
         self._turns = store.turns
+        self._ready = store.ready
         self._agents = store.agents
         self._attendance = store.attendance
         self._leases = leases
@@ -211,12 +212,12 @@ class Sweep:
         """
         stale = [
             oldest
-            for found in await asyncio.gather(*(self._turns.stale_ready(p) for p in self._leases.kept))
+            for found in await asyncio.gather(*(self._ready.stale_ready(p) for p in self._leases.kept))
             for oldest in found
         ]
         for agent_id, session_id in stale:
             if self._attendance.state(agent_id).state != "offline":
-                self._turns.wake(agent_id, session_id)
+                self._ready.wake(agent_id, session_id)
         orphans = [oldest for oldest in stale if self._agents.get(oldest[0]) is None]
         if orphans:
             await self._abandon(orphans)

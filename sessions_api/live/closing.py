@@ -69,6 +69,7 @@ _OF_ERRORS: dict[type[errors.SessionsError], Closing] = {
     errors.AgentInUse: TOO_MANY,
     errors.BacklogFull: TOO_MANY,
     errors.LimitReached: TOO_MANY,
+    errors.RateLimited: TOO_MANY,
     errors.StorageError: RESTART,
     errors.Draining: RESTART,
 }

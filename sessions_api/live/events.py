@@ -219,7 +219,7 @@ def _read_session(event: Event, args: list[str]) -> None:
         case "session.expired":
             event.end_ms = int(args[0])
             data = _over(event.end_ms, args[1])
-        case "session.updated" | "session.ended":
+        case "session.updated" | "session.ended" | "tokens.revoked":
             return
         case _:
             raise ValueError(event.type)

@@ -27,15 +27,17 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from sessions_api.domain.access import Grant
 from sessions_api.domain.agents import AgentState
-from sessions_api.domain.ids import AgentId, AppName, SessionId
+from sessions_api.domain.ids import AgentId, SessionId
 from sessions_api.errors import Draining, TooManyFollowers
+from sessions_api.live.closing import UNAUTHENTICATED
 from sessions_api.live.subscription import Subscription
 from sessions_api.live.tails import CHECK_S, LINGER_S, Tails
 from sessions_api.live.waiting import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sessions_api.store import Store
     from sessions_api.store.pubsub import Subscriber
@@ -114,15 +116,30 @@ class Hub:
 
     # ------------------------------------------------------------ listeners
 
-    async def follow(self, session_id: SessionId, *, app: AppName | None, after: int | None) -> Subscription:
+    def keys_changed(self, known: Iterable[str]) -> None:
+        """Cut off those who came by a key, theirs or their token's, that is none of the *known* any more."""
+        for listener in self._tails.listeners():
+            if (
+                isinstance(listener, Subscription)
+                and (key_id := listener.proof.key_id)
+                and key_id not in known
+            ):
+                listener.finish(UNAUTHENTICATED)
+
+    async def follow(
+        self, session_id: SessionId, *, grant: Grant, after: int | None, key_id: str = ""
+    ) -> Subscription:
         """A follower of the session from *after* on; None: from now. The first page is read already.
 
+        *key_id*: of the key that the grant is by, if it is by one (``Caller.key_id``).
+
         Raises:
-            SessionNotFound: no such session, or not *app*'s. (An expired one is followed to its end.)
+            SessionNotFound: no such session, or not the grant's. (An expired one is followed to its end.)
             TooManyFollowers: the session or this process has as many as it may.
             Draining: this replica shuts down.
             StorageUnavailable: Redis cannot be asked now.
         """
+        await self._tails.store.log.check_opens(session_id, grant)
         if self._is_draining:
             raise Draining
         if self._tails.followers >= self._max_followers:
@@ -130,7 +147,7 @@ class Hub:
         tail = self._tails.find(session_id)
         if sum(listener.is_follower for listener in tail.listeners) >= self._max_per_session:
             raise TooManyFollowers(self._max_per_session)
-        subscription = Subscription(self._tails, tail, app=app, after=after)
+        subscription = Subscription(self._tails, tail, grant=grant, after=after, key_id=key_id)
         self._tails.join(tail, subscription)
         try:
             await self._tails.subscribed(tail, SUBSCRIBE_TIMEOUT_S)

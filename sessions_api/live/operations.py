@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from sessions_api.domain.ids import AppName, SessionId
+from sessions_api.domain.access import Caller
+from sessions_api.domain.ids import SessionId
 
 
 class Answer(NamedTuple):
@@ -12,13 +13,6 @@ class Answer(NamedTuple):
 
     status: int
     body: bytes
-
-
-class Caller(Protocol):
-    """Who is at the other end, as the handshake proved."""
-
-    @property
-    def app(self) -> AppName: ...
 
 
 class Operations(Protocol):

@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import structlog
 
-from sessions_api.domain.ids import AppName, SessionId
-from sessions_api.domain.messages import LogEntry
+from sessions_api.domain.access import Grant
+from sessions_api.domain.ids import SessionId
 from sessions_api.domain.sessions import Session
 from sessions_api.domain.turns import Draft
-from sessions_api.errors import SessionNotFound, StorageError, StorageFault
+from sessions_api.errors import SessionNotFound, StorageError, StorageFault, Unauthenticated
 from sessions_api.live import events
-from sessions_api.live.closing import BUG, GOING_AWAY, GONE, OVER, RESTART, TOO_SLOW, Closing
+from sessions_api.live.closing import BUG, GOING_AWAY, GONE, OVER, RESTART, TOO_SLOW, UNAUTHENTICATED, Closing
 from sessions_api.live.events import LOGGED, Event
+from sessions_api.live.proof import Proof
+from sessions_api.live.queue import MAX_EVENTS, Queue
 from sessions_api.live.runningtext import RunningText
 from sessions_api.telemetry import metrics
 from sessions_api.wire.events import Gap
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from sessions_api.live.tails import Tail, Tails
     from sessions_api.store.log import Replay
 
-MAX_EVENTS: Final = 256
-MAX_BYTES: Final = 1024 * 1024
 READ_AGAIN_FIRST_S: Final = 0.1
 READ_AGAIN_LAST_S: Final = 2.0
 
@@ -52,14 +52,11 @@ class Subscription:
 
     __slots__ = (
         "_after",
-        "_app",
-        "_bytes",
         "_finished",
         "_is_behind",
         "_is_first",
         "_is_updated",
-        "_live",
-        "_page",
+        "_queue",
         "_read_ms",
         "_recorded",
         "_rev",
@@ -68,22 +65,21 @@ class Subscription:
         "_text",
         "_waiter",
         "cursor",
+        "proof",
     )
     is_follower: ClassVar[bool] = True
 
-    def __init__(self, tails: Tails, tail: Tail, *, app: AppName | None, after: int | None) -> None:
+    def __init__(self, tails: Tails, tail: Tail, *, grant: Grant, after: int | None, key_id: str) -> None:
         self.cursor = after or 0
         """The newest log entry that was queued, or that the client said it has."""
         self._tails = tails
         self._tail = tail
-        self._app = app
+        self.proof = Proof(grant, self.fall_behind, key_id=key_id)
         self._after = after
         self._rev = 0
         self._read_ms = 0
         self._text = RunningText()
-        self._page: list[Event] = []  # what was read, newest first
-        self._live: list[Event] = []  # oldest first; a deque takes 600 bytes of every idle follower
-        self._bytes = 0
+        self._queue = Queue()
         self._recorded: list[Event] | None = None  # live events that come while a page is being read
         self._is_behind = True
         self._is_first = True
@@ -113,24 +109,26 @@ class Subscription:
 
     def ready(self) -> Event | None:
         """As :meth:`next`, if that would not have to wait."""
-        if self._page:
-            return self._page.pop()
-        if self._live:
-            event = self._live.pop(0)
-            self._bytes -= event.size
-            return event
-        return self._finished
+        return self._queue.take() or self._finished
 
     def close(self) -> None:
         """Leave; whoever waits in :meth:`next` gets the closing event. Repeatable."""
         self._tails.leave(self._tail, self)
         self.finish(RESTART)
+        self.proof.forget()
+
+    def show(self, grant: Grant, key_id: str = "") -> None:
+        """Another proof that the client may follow, such as a fresh token: what holds from now on."""
+        self.proof.renew(grant, key_id)
+        self._recorded = None  # a page that is being read proves nothing of this grant: read another one
+        self.fall_behind()
 
     async def attach(self) -> None:
         """Read the first page; the caller has subscribed.
 
         Raises:
-            SessionNotFound: no such session, or not this app's.
+            SessionNotFound: no such session, or not the grant's.
+            Unauthenticated: the grant is of a token that has ended.
             StorageUnavailable: Redis cannot be asked now.
         """
         await self._read()
@@ -153,7 +151,7 @@ class Subscription:
         if self._finished is not None:
             return
         if event.type == "session.ended":
-            self._queue(event)
+            self._tell(event)
             self.finish(GONE, end=self.cursor)
         elif self._recorded is not None:
             if len(self._recorded) < MAX_EVENTS:
@@ -166,7 +164,7 @@ class Subscription:
     def hear_of_agent(self, event: Event) -> None:
         """Told at once, wherever the position is; who has no snapshot yet gets the state with it."""
         if self._finished is None and not self._is_first:
-            self._queue(event)
+            self._tell(event)
 
     def fall_behind(self) -> None:
         """Something was missed, or may have been: read before going on."""
@@ -192,7 +190,7 @@ class Subscription:
     def drain(self, after_ms: int) -> None:
         """Go elsewhere, after *after_ms*."""
         if self._finished is None:
-            self._queue(events.reconnect(self.session_id, self._tail.now_ms, after_ms))
+            self._tell(events.reconnect(self.session_id, self._tail.now_ms, after_ms))
             self.finish(RESTART)
 
     def stop(self) -> None:
@@ -201,17 +199,14 @@ class Subscription:
     def vanish(self) -> None:
         """The session is no more: deleted, or past its retention."""
         if self._finished is None:
-            self._queue(events.ended(self.session_id, self._tail.now_ms))
+            self._tell(events.ended(self.session_id, self._tail.now_ms))
             self.finish(GONE, end=self.cursor)
 
-    def _queue(self, event: Event) -> None:
-        self._live.append(event)
-        self._bytes += event.size
-        if (len(self._live) > MAX_EVENTS or self._bytes > MAX_BYTES) and not self._leave_out_text():
-            # What it has not read goes: its cursor leads it back to all of it.
-            self._live.clear()
-            self._page.clear()
-            self._bytes = 0
+    def _tell(self, event: Event) -> None:
+        """Queue *event* for the client, or cut off one that reads too slowly."""
+        self._queue.put(event)
+        if self._queue.is_too_full and not self._leave_out_text():
+            self._queue.clear()  # what it has not read goes: its cursor leads it back to all of it
             self.finish(TOO_SLOW)
         else:
             self.wake()
@@ -222,11 +217,8 @@ class Subscription:
         An agent that says a word at a time fills the queue of a follower that
         only paused. False if that makes little room.
         """
-        kept = [event for event in self._live if event.type != "turn.delta"]
-        size = sum(event.size for event in kept)
-        if len(kept) > MAX_EVENTS // 2 or size > MAX_BYTES // 2:
+        if not self._queue.leave_out_text():
             return False
-        self._live, self._bytes = kept, size
         self._text.units = -1
         self.fall_behind()
         return True
@@ -241,7 +233,7 @@ class Subscription:
             # Its last entries may have been missed, and nobody comes back after the end: look.
             self.fall_behind()
         elif not event.cursor and event.type in LOGGED:  # a delete takes the log with it
-            self._queue(event)
+            self._tell(event)
         elif event.rev == self._rev + 1:
             self._take_fact(event)
         elif event.rev > self._rev:
@@ -254,7 +246,7 @@ class Subscription:
             self.fall_behind()
             return
         self._pass(event)
-        self._queue(event)
+        self._tell(event)
 
     def _pass(self, event: Event) -> None:
         """Move the position to a log entry; a turn that it ends has no running text any more."""
@@ -276,7 +268,7 @@ class Subscription:
                 return
         if event.rev <= self._rev and text.goes_on_with(event):
             text.grow(event)
-            self._queue(event)
+            self._tell(event)
         elif not text.has(event):
             self.fall_behind()
 
@@ -290,7 +282,11 @@ class Subscription:
             self._is_updated = True
             self.fall_behind()
             return
-        self._queue(event)
+        elif event.type == "tokens.revoked":
+            if self.proof.may_be_revoked:
+                self.fall_behind()  # and hear whether it was this one
+            return
+        self._tell(event)
 
     # ------------------------------------------------------------ back to the tail
 
@@ -302,6 +298,8 @@ class Subscription:
                 break
             except SessionNotFound:
                 self.vanish()
+            except Unauthenticated:  # its token was revoked, or has expired
+                self.finish(UNAUTHENTICATED)
             except StorageFault:
                 log.exception("replay_failed", session_id=self.session_id)
                 self.finish(BUG)
@@ -325,7 +323,7 @@ class Subscription:
         self._after_page(page)
         if page.expired is not None:
             if page.complete:
-                self._queue(events.expired(self.session_id, page.expired))
+                self._tell(events.expired(self.session_id, page.expired))
                 self.finish(OVER, end=page.newest)
         elif page.complete and recorded is not None:
             self._is_behind = False
@@ -341,7 +339,9 @@ class Subscription:
         async with self._tails.reads:
             self._recorded = []
             try:
-                page = await self._tails.store.log.replay(self.session_id, app=self._app, after=self._after)
+                page = await self._tails.store.log.replay(
+                    self.session_id, grant=self.proof.grant, after=self._after
+                )
                 return page, self._recorded
             finally:
                 self._recorded = None
@@ -353,6 +353,7 @@ class Subscription:
         if session is not None:
             self._tail.learn(session)
             self._read_ms = session.now_ms
+            self.proof.held_at(session.now_ms)
             if self._is_first:
                 told.append(events.snapshot(session, page.draft, is_start=self._after is None))
                 self._know(session, page.draft)
@@ -372,13 +373,12 @@ class Subscription:
         self._is_first = False
         self._after = self.cursor
         told.reverse()
-        self._page = told
+        self._queue.page = told
 
     def _entries_of(self, page: Replay, after: int) -> list[Event]:
         """The page's entries, after a gap if they do not follow on *after*."""
         told: list[Event] = []
-        first: LogEntry | None = page.entries[0] if page.entries else None
-        prev = first.prev if first is not None else page.newest
+        prev = page.entries[0].prev if page.entries else page.newest
         if prev != after:
             gap = Gap("trimmed" if prev > after else "rewound", after, page.oldest, page.newest)
             told.append(events.gap(self.session_id, self._tail.now_ms, gap))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import msgspec
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import SessionId, TurnId
 from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.turns import Turn
@@ -281,16 +282,16 @@ class Watch:
         """What the store says of the turn; raises StorageError."""
         turns = self._tails.store.turns
         try:
-            turn = await turns.read(self._session_id, self._turn_id, app=None)
+            turn = await turns.read(self._session_id, self._turn_id, grant=EVERYTHING)
             while turn.superseded_by:
                 self._turn_id = TurnId(turn.superseded_by)
-                turn = await turns.read(self._session_id, self._turn_id, app=None)
+                turn = await turns.read(self._session_id, self._turn_id, grant=EVERYTHING)
             if turn.is_open:
                 return None, await self._missed(turn)
             self._spoken.attempt = turn.attempt
             return await self._outcome_of(turn), []
         except TurnNotFound:
-            answer = await turns.answer(self._session_id, self._turn_id, app=None)
+            answer = await turns.answer(self._session_id, self._turn_id, grant=EVERYTHING)
             if answer is None:
                 return Outcome("forgotten", self._turn_id), []
             kind: OutcomeKind = "cancelled" if answer.status == "cancelled" else "completed"
@@ -308,12 +309,12 @@ class Watch:
             return self._deleted()
         answer = None
         if turn.answer:
-            answer = await self._tails.store.turns.answer(self._session_id, turn.turn_id, app=None)
+            answer = await self._tails.store.turns.answer(self._session_id, turn.turn_id, grant=EVERYTHING)
         return Outcome("completed" if turn.state == "completed" else "cancelled", turn.turn_id, answer=answer)
 
     async def _expired(self, turn: Turn) -> Outcome:
         try:
-            await self._tails.store.sessions.read(self._session_id, app=None)
+            await self._tails.store.sessions.read(self._session_id, grant=EVERYTHING)
         except SessionExpired as error:
             return Outcome("expired", turn.turn_id, error=error)
         return self._failed(_Failure("SESSION_EXPIRED", "The session expired", turn.attempt))
@@ -322,7 +323,7 @@ class Watch:
         """The text that was published unheard."""
         if not self._with_text or not self._spoken.misses(turn):
             return []
-        page = await self._tails.store.log.replay(self._session_id, app=None, after=None)
+        page = await self._tails.store.log.replay(self._session_id, grant=EVERYTHING, after=None)
         if page.session is None or page.draft is None or page.draft.turn_id != self._turn_id:
             return []
         return self._spoken.catch_up(page.draft, page.session.now_ms)

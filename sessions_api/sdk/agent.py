@@ -28,6 +28,9 @@ class Agent:
     attempt, and the turn is tried again while attempts are left. Work that blocks
     belongs into ``asyncio.to_thread``: it would stop every turn of this process.
 
+    *key* is shown to a service that asks for one; without it that of
+    ``SESSIONS_API_KEY``.
+
     With *name* the agent is defined in the service at start, as of kind
     ``worker``, with what is given of *on_busy*, *history* (messages handed to a
     turn), *turn_timeout_s*, *max_attempts*; without, it has to be there. With
@@ -66,7 +69,7 @@ class Agent:
             raise ValueError("these settings are part of the agent's definition: give its name as well")
         self._url = address(url)
         self._agent_id = agent_id
-        self._key = key
+        self._key = key or os.environ.get("SESSIONS_API_KEY", "").strip() or None
         self._handler = handler
         self._concurrency = concurrency
         self._grace_s = grace_s

@@ -1,7 +1,8 @@
 """State in Redis: the only floor that speaks to it.
 
 Start at ``keys.py`` (every key), then ``scripts.py`` and ``lua/`` (every
-transition), then the stores: sessions, listing, log, turns, alarms, agents, attendance.
+transition), then the stores: sessions, listing, log, turns, alarms, agents, attendance,
+signing keys, uses of access keys, limits.
 """
 
 from __future__ import annotations
@@ -13,27 +14,37 @@ from sessions_api.store.alarms import Alarms
 from sessions_api.store.attendance import Attendance
 from sessions_api.store.connection import Redis
 from sessions_api.store.keys import SCHEMA, Keyspace
+from sessions_api.store.keyuses import KeyUses
+from sessions_api.store.limits import Limits, WithoutRedis
 from sessions_api.store.listing import Listing
 from sessions_api.store.log import Log
+from sessions_api.store.ready import Ready
 from sessions_api.store.scripts import Scripts
 from sessions_api.store.sessions import Sessions
+from sessions_api.store.signing import SigningKeys
 from sessions_api.store.turns import Turns
 
 
 class Store:
     """Everything kept in one Redis under one prefix."""
 
-    def __init__(self, redis: Redis, keyspace: Keyspace) -> None:
+    def __init__(
+        self, redis: Redis, keyspace: Keyspace, *, limits_without_redis: WithoutRedis = "closed"
+    ) -> None:
         self.redis = redis
         self.keyspace = keyspace
         self.scripts = Scripts(redis, keyspace)
         self.sessions = Sessions(self.scripts)
         self.listing = Listing(self.scripts)
         self.log = Log(self.scripts)
-        self.turns = Turns(self.scripts)
+        self.ready = Ready(self.scripts)
+        self.turns = Turns(self.scripts, self.ready)
         self.alarms = Alarms(self.scripts)
         self.agents = Agents(self.scripts)
-        self.attendance = Attendance(self.scripts, self.turns)
+        self.attendance = Attendance(self.scripts, self.ready)
+        self.signing = SigningKeys(redis, keyspace)
+        self.key_uses = KeyUses(redis, keyspace)
+        self.limits = Limits(redis, keyspace, without_redis=limits_without_redis)
 
     async def open(self) -> None:
         """Check that what is stored is of our schema, or say so in an empty Redis; read the agents.

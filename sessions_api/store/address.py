@@ -9,6 +9,7 @@ it speaks RESP2, so that the server never has a reason to send what nobody asked
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from redis.asyncio.connection import Connection, parse_url
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S: Final = 0.5
 HANDSHAKE_TIMEOUT_S: Final = 1.0
+_TLS_FILES: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,12 @@ class Address:
     def __post_init__(self) -> None:
         try:
             self._connection()
+            named: dict[str, Any] = dict(parse_url(self.url))
+            for name in _TLS_FILES & named.keys():
+                with Path(named[name]).open("rb"):  # redis-py would say "No such file", and not which
+                    pass
+        except OSError as error:
+            raise SettingsError([f"the Redis URL names {error.filename}: {error.strerror}"]) from error
         except (ValueError, TypeError, RedisError) as error:
             raise SettingsError([f"the Redis URL is unusable: {error}"]) from error
 
@@ -84,10 +92,18 @@ class Address:
                 raise StorageUnavailable("closed at once")
             wire.take_over(cast("asyncio.Transport", writer.transport), writer)
         except (RedisError, OSError, TimeoutError) as error:
-            raise StorageUnavailable(_reason(error)) from error
+            raise StorageUnavailable(_reason(error) + self._hint(error)) from error
         finally:
             if connection.is_connected:
                 await connection.disconnect(nowait=True)
+
+    def _hint(self, error: BaseException) -> str:
+        """A server that speaks TLS hangs up on one that does not, and the other way round says nothing."""
+        if self.url.startswith("redis://") and "reset by peer" in str(error):
+            return " (a server that speaks TLS wants rediss://)"
+        if self.url.startswith("rediss://") and "imeout" in str(error):
+            return " (a server without TLS wants redis://)"
+        return ""
 
 
 def _reason(error: BaseException) -> str:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from sessions_api.store.connection import Script
     from sessions_api.store.lines import Arg
+    from sessions_api.store.ready import Ready
     from sessions_api.store.scripts import Scripts
-    from sessions_api.store.turns import Turns
 
 ATTEND = load("attend")
 SETTLE = load("settle")
@@ -61,9 +61,9 @@ class Presence(msgspec.Struct, frozen=True):
 class Attendance:
     """States of agents, from this process's copy; each method but the last two steps is one script."""
 
-    def __init__(self, scripts: Scripts, turns: Turns) -> None:
+    def __init__(self, scripts: Scripts, ready: Ready) -> None:
         self._scripts = scripts
-        self._turns = turns
+        self._ready = ready
         self._states: dict[AgentId, AgentState] = {}
         self._told: dict[AgentId, AgentState] = {}
         self._version = 0
@@ -142,7 +142,7 @@ class Attendance:
             redis.command(b"TIME", safe=True),
             redis.command(b"HGET", keyspace.states, agent_id, safe=True),
             redis.command(b"HGETALL", keyspace.workers(agent_id), safe=True),
-            *self._turns.counting(agent_id),
+            *self._ready.counting(agent_id),
         )
         now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
         capacities: dict[bytes, int] = {}  # by worker, whatever the replica

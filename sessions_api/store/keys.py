@@ -10,6 +10,8 @@ key                       type    holds                                         
 ``turns:{t}:<sid>``       hash    turn id → record; ``queued``, ``ended``: id lists   as the session
 ``draft:{t}:<sid>``       string  the running answer so far                           as the session
 ``once:{t}:<sha256>``     string  idempotency: what the first success was, no content 24 h, or 10 s
+``limit:{t}:<policy>:…``  string  GCRA: when the whole quota is there again           the window
+``limit:<policy>:…``      string  the same, of what is no session's (…: the subject)  the window
 ``due:{t}``               zset    sid → next alarm: the promise                       standing
 ``ready:{t}``             zset    ``<aid>:<ms>:<sid>`` with queued work               standing
 ``running:{t}``           zset    ``<aid>:<sid>`` whose turn runs                      standing
@@ -22,6 +24,8 @@ key                       type    holds                                         
 ``states:{agents}``       hash    agent id → state, since; ``version`` counts changes standing
 ``presence:{agents}``     zset    agent id → when its workers are looked at again     standing
 ``workers:{agents}:<aid>`` hash   worker, replica → present until, free, capacity     the last presence
+``signing``               hash    key id → created, secret: signs session tokens      standing
+``key-uses``              hash    access key id → when it was used last               standing
 ``meta``                  hash    schema version and number of partitions             standing
 ========================  ======  ==================================================  =====================
 
@@ -60,7 +64,7 @@ if len(TAGS) != PARTITIONS:
 
 _STANDING = (
     "due", "ready", "running", "users", "agents", "near",
-    "replicas", "definitions", "meta", "states", "presence",
+    "replicas", "definitions", "meta", "states", "presence", "signing", "key-uses",
 )  # fmt: skip
 
 
@@ -68,13 +72,16 @@ class Keyspace:
     """Names keys under one prefix (``SESSIONS_KEY_PREFIX``)."""
 
     __slots__ = (
+        "_limit_",
         "_partitions",
         "_workers_",
         "definitions",
+        "key_uses",
         "meta",
         "prefix",
         "presence",
         "replicas",
+        "signing",
         "states",
     )
 
@@ -83,9 +90,12 @@ class Keyspace:
         self.replicas = f"{prefix}replicas".encode()
         self.definitions = f"{prefix}definitions".encode()
         self.meta = f"{prefix}meta".encode()
+        self.signing = f"{prefix}signing".encode()
+        self.key_uses = f"{prefix}key-uses".encode()
         self.presence = f"{prefix}presence:{{agents}}".encode()
         self.states = f"{prefix}states:{{agents}}".encode()
         self._workers_ = f"{prefix}workers:{{agents}}:"
+        self._limit_ = f"{prefix}limit:"
         self._partitions = [PartitionKeys(prefix, tag) for tag in TAGS]
 
     def partition(self, number: int) -> PartitionKeys:
@@ -102,6 +112,13 @@ class Keyspace:
     def workers(self, agent_id: AgentId) -> bytes:
         """Who serves an agent; in one slot for all agents, so that one script tells of many."""
         return f"{self._workers_}{agent_id}".encode()
+
+    def limit(self, policy: str, subject: str) -> bytes:
+        """How a subject (an address, a key, an agent) stands with a policy.
+
+        The caller sees to it that *subject* is short and has no brace in it.
+        """
+        return f"{self._limit_}{policy}:{subject}".encode()
 
     def session_of_alarm(self, key: bytes) -> SessionId | None:
         """The session whose alarm key *key* is, or None if it is no alarm key of ours."""
@@ -123,7 +140,7 @@ class PartitionKeys:
         self.tag = tag
         for name in ("due", "ready", "running", "users", "agents", "near", "keeper"):
             setattr(self, name, f"{prefix}{name}:{{{tag}}}".encode())
-        for name in ("session", "alarm", "log", "turns", "draft", "once", "live"):
+        for name in ("session", "alarm", "log", "turns", "draft", "once", "limit", "live"):
             setattr(self, f"{name}_", f"{prefix}{name}:{{{tag}}}:".encode())
 
     due: bytes
@@ -139,6 +156,7 @@ class PartitionKeys:
     turns_: bytes
     draft_: bytes
     once_: bytes
+    limit_: bytes
     live_: bytes
 
 
@@ -166,6 +184,10 @@ class SessionKeys:
     def once(self, digest: str) -> bytes:
         """The idempotency record of *digest*, in this session's slot."""
         return self.partition.once_ + digest.encode()
+
+    def limit(self, policy: str, subject: str) -> bytes:
+        """How a subject stands with a policy that this session's scripts apply, in this session's slot."""
+        return self.partition.limit_ + f"{policy}:{subject}".encode()
 
     def all(self) -> list[bytes]:
         """session, alarm, log, turns, draft, due, ready, users, agents, near, running, live."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sessions_api.domain.access import EVERYTHING, Grant
 from sessions_api.domain.ids import (
     PARTITIONS,
     AgentId,
@@ -32,7 +33,7 @@ from sessions_api.store.scripts import session_of
 from sessions_api.store.sessions import READ
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Collection, Iterable
 
     from sessions_api.store.scripts import Scripts
 
@@ -59,6 +60,7 @@ class Listing:
         self,
         *,
         app: AppName | None,
+        apps: Collection[AppName] = (),
         agent_id: AgentId | None = None,
         user_id: UserId | None = None,
         limit: int = 1_000,
@@ -66,24 +68,25 @@ class Listing:
     ) -> SessionPage:
         """Live sessions in a stable order: of a user or an agent newest first, else by partition.
 
+        *app*: None lists every application's; by user or agent, those of the known *apps*.
         *after* is an earlier page's *next*. What has expired or is deleted is left
         out, so a page may be short. Two round trips: the index, then the sessions.
 
         Raises:
             InvalidInput: *after* is no cursor of ours.
         """
-        if app is None and (user_id or agent_id):
-            raise StorageFault("listing by user or agent needs an app")
+        owners = apps if app is None else (app,)
         if user_id is not None:
             home = partition_of_user(user_id)
-            found, more = await self._newest(
-                "users", f"{app}:{user_id}:", range(home, home + 1), limit, after
-            )
+            prefixes = [f"{owner}:{user_id}:" for owner in owners]
+            found, more = await self._newest("users", prefixes, range(home, home + 1), limit, after)
         elif agent_id is not None:
-            found, more = await self._newest("agents", f"{app}:{agent_id}:", range(PARTITIONS), limit, after)
+            prefixes = [f"{owner}:{agent_id}:" for owner in owners]
+            found, more = await self._newest("agents", prefixes, range(PARTITIONS), limit, after)
         else:
             found, more = await self._by_partition(app, limit, after)
-        sessions = await self._read_many([SessionId(member[-36:]) for member in found], app)
+        grant = EVERYTHING if app is None else app
+        sessions = await self._read_many([SessionId(member[-36:]) for member in found], grant)
         position = None
         if more and found:
             tail = found[-1] if user_id is None and agent_id is None else found[-1][-TAIL_CHARS:]
@@ -91,17 +94,17 @@ class Listing:
         return SessionPage(sessions, position)
 
     async def _newest(
-        self, index: str, prefix: str, partitions: range, limit: int, after: str | None
+        self, index: str, prefixes: list[str], partitions: range, limit: int, after: str | None
     ) -> tuple[list[str], bool]:
         """Members of one owner, newest first over *partitions*; ``<listedMs>:<sid>`` is the position."""
-        high = f"({prefix}{_position(after, TAIL_CHARS)}" if after else f"({prefix}~"
+        end = _position(after, TAIL_CHARS) if after else "~"
         redis = self._scripts.redis
         keyspace = self._scripts.keyspace
         batches = await _together(
             redis.command(
                 b"ZREVRANGEBYLEX",
                 getattr(keyspace.partition(number), index),
-                high,
+                f"({prefix}{end}",
                 f"[{prefix}",
                 b"LIMIT",
                 0,
@@ -109,6 +112,7 @@ class Listing:
                 safe=True,
             )
             for number in partitions
+            for prefix in prefixes
         )
         members = [member.decode() for batch in batches for member in batch]
         members.sort(key=lambda member: member[-TAIL_CHARS:], reverse=True)
@@ -146,9 +150,9 @@ class Listing:
             number, start = span.stop, low
         return found[:limit], len(found) > limit
 
-    async def _read_many(self, session_ids: list[SessionId], app: AppName | None) -> list[Session]:
+    async def _read_many(self, session_ids: list[SessionId], grant: Grant) -> list[Session]:
         replies = await _together(
-            self._scripts.redis.script(READ, [of.session], (of.sid, app or b""))
+            self._scripts.redis.script(READ, [of.session], (of.sid, grant))
             for of in map(self._scripts.keyspace.of, session_ids)
         )
         sessions = []
@@ -162,21 +166,28 @@ class Listing:
         return sessions
 
     async def total(
-        self, *, app: AppName | None, agent_id: AgentId | None = None, user_id: UserId | None = None
+        self,
+        *,
+        app: AppName | None,
+        apps: Collection[AppName] = (),
+        agent_id: AgentId | None = None,
+        user_id: UserId | None = None,
     ) -> int:
-        """How many live sessions there are, by the index. One round trip."""
+        """How many live sessions there are, by the index, of what :meth:`page` lists. One round trip."""
         redis, keyspace = self._scripts.redis, self._scripts.keyspace
+        owners = apps if app is None else (app,)
+        index, partitions = "agents", range(PARTITIONS)
+        prefixes = [f"{app}:" if app else ""]
         if user_id is not None:
             home = partition_of_user(user_id)
-            prefix, index, partitions = f"{app}:{user_id}:", "users", range(home, home + 1)
+            index, partitions = "users", range(home, home + 1)
+            prefixes = [f"{owner}:{user_id}:" for owner in owners]
         elif agent_id is not None:
-            prefix, index, partitions = f"{app}:{agent_id}:", "agents", range(PARTITIONS)
-        else:
-            prefix, index, partitions = (f"{app}:" if app else ""), "agents", range(PARTITIONS)
-        low, high = _span(prefix)
+            prefixes = [f"{owner}:{agent_id}:" for owner in owners]
         counts = await _together(
-            redis.command(b"ZLEXCOUNT", getattr(keyspace.partition(number), index), low, high, safe=True)
+            redis.command(b"ZLEXCOUNT", getattr(keyspace.partition(number), index), *_span(prefix), safe=True)
             for number in partitions
+            for prefix in prefixes
         )
         return sum(counts)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from sessions_api.domain.ids import AgentId, AppName, MessageId, SessionId, TurnId
+from sessions_api.domain.access import EVERYTHING, Grant, is_of_token
+from sessions_api.domain.ids import AgentId, MessageId, SessionId, TurnId
+from sessions_api.domain.limits import Standing
 from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.turns import Draft
 from sessions_api.errors import (
@@ -17,12 +20,15 @@ from sessions_api.errors import (
     SessionBusy,
     SessionExpired,
 )
+from sessions_api.store.limits import Asked, in_script, refused, standings
 from sessions_api.store.pages import read_messages
 from sessions_api.store.records import draft_of, entry_of
 from sessions_api.store.scripts import FIELDS, expired_of, load, session_of, unknown
 from sessions_api.telemetry import metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sessions_api.domain.messages import NewMessage
     from sessions_api.domain.sessions import OnBusy, Session
     from sessions_api.store.scripts import Scripts
@@ -37,6 +43,7 @@ _POSITION_FIELDS = (b"cursor", b"rev", b"expires_ms", b"held_until_ms", b"reason
 MAX_CURSOR = 2**53
 PAGE_ENTRIES = 200
 PAGE_BYTES = 256 * 1024
+MAX_PROVEN = 10_000
 
 
 class Appended(msgspec.Struct, frozen=True):
@@ -52,6 +59,8 @@ class Appended(msgspec.Struct, frozen=True):
     turn_id: TurnId
     was_renewed: bool
     is_repeat: bool
+    standings: tuple[Standing, ...] = ()
+    """How it stands with the limits that were asked for; none for a repeat, which is not counted."""
 
 
 class HistoryPage(msgspec.Struct, frozen=True):
@@ -93,41 +102,68 @@ class Log:
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
+        self._proven: OrderedDict[tuple[Grant, SessionId], None] = OrderedDict()
+
+    async def check_opens(self, session_id: SessionId, grant: Grant) -> None:
+        """Nothing, if *grant* opens the session, live or expired. A round trip, for a key once a session.
+
+        To be awaited before what no script guards: a page of the log, a channel, a place
+        among the followers. Their time, or a limit, would tell a stranger that there is a session.
+        A key is asked about once, since application and agent of a session never change, and
+        a token not at all, since it is never shown for another session (api/auth.py).
+
+        Raises:
+            SessionNotFound
+        """
+        if grant == EVERYTHING or is_of_token(grant):
+            return
+        proof = (grant, session_id)
+        if proof not in self._proven:
+            await self._scripts.look(HISTORY, session_id, grant, 1, keys=1)
+        self._proven[proof] = None
+        self._proven.move_to_end(proof)
+        if len(self._proven) > MAX_PROVEN:
+            self._proven.popitem(last=False)
 
     async def append(
         self,
         session_id: SessionId,
         *,
-        app: AppName | None,
+        grant: Grant,
         message: NewMessage,
         turn_id: TurnId,
         on_busy: OnBusy | None = None,
         once: Once | None = None,
         is_agent_away: bool = False,
+        limits: Sequence[Asked] = (),
     ) -> Appended:
         """A user's message enters the log and gets its turn (*turn_id*, unless it joins one).
 
         Raises:
             SessionNotFound, SessionExpired
+            RateLimited: one of *limits* refuses it; none is charged for it.
             AgentUnavailable: *is_agent_away*, and the message is no repeat of one that was accepted.
             SessionBusy: ``reject``, and a turn is open.
             BacklogFull: 100 messages or 4 MiB wait already.
             IdempotencyMismatch: the key came with other content before.
         """
+        limit_keys, limit_args = in_script(self._scripts.keyspace.of(session_id), limits)
         reply = await self._scripts.run(
             APPEND,
             session_id,
-            app,
+            grant,
             message.message_id,
             turn_id,
             message.body,
             on_busy or b"",
             once.fingerprint if once else b"",
             int(is_agent_away),
+            *limit_args,
             once=once.digest if once else message.message_id,
+            more_keys=limit_keys,
         )
         match reply:
-            case [b"ok" | b"repeated" as word, _, now, message_id, cursor, turn, renewed, fields]:
+            case [b"ok" | b"repeated" as word, _, now, message_id, cursor, turn, renewed, fields, stands]:
                 if word == b"ok" and int(renewed):
                     metrics.RENEWALS.of("message").inc()
                 return Appended(
@@ -137,7 +173,10 @@ class Log:
                     turn_id=TurnId(turn.decode()),
                     was_renewed=int(renewed) == 1,
                     is_repeat=word == b"repeated",
+                    standings=standings(limits, stands) if stands else (),
                 )
+            case [b"limited", _, index, retry_after_ms]:
+                raise refused(limits, index, retry_after_ms)
             case [b"away", _, agent_id]:
                 raise AgentUnavailable(agent_id.decode())
             case [b"busy", _, turn, state]:
@@ -153,7 +192,7 @@ class Log:
         self,
         session_id: SessionId,
         *,
-        app: AppName | None,
+        grant: Grant,
         agent: AgentId | None,
         message: NewMessage,
         once: Once | None = None,
@@ -171,7 +210,7 @@ class Log:
         reply = await self._scripts.run(
             SPEAK,
             session_id,
-            app,
+            grant,
             message.message_id,
             message.body,
             agent or b"",
@@ -197,7 +236,7 @@ class Log:
         self,
         session_id: SessionId,
         *,
-        app: AppName | None,
+        grant: Grant,
         limit: int,
         before: int | None = None,
         after: int | None = None,
@@ -207,12 +246,14 @@ class Log:
 
         With *after* alone these are the oldest of the newer ones. The log also holds
         turns that failed or were cancelled; a page counts messages only, and takes
-        another round trip where many of the others lie between.
+        another round trip where many of the others lie between, and where a key reads
+        the session for the first time.
 
         Raises:
             SessionNotFound
             SessionExpired: unless *ended* asks for the log of an expired session.
         """
+        await self.check_opens(session_id, grant)
         # Redis refuses to look before its very first stream id, and ids of more than 64 bits.
         low = b"-" if after is None else b"(%d-0" % max(0, min(after, MAX_CURSOR))
         high = b"+" if before is None else b"(%d-0" % max(1, min(before, MAX_CURSOR))
@@ -228,14 +269,14 @@ class Log:
                 high=high,
                 is_forward=is_forward,
             ),
-            self._scripts.look(HISTORY, session_id, app, int(ended), keys=1),
+            self._scripts.look(HISTORY, session_id, grant, int(ended), keys=1),
         )
         if reply[0] != b"ok":
             raise unknown(HISTORY, reply)
         return HistoryPage(page.entries[::-1] if is_forward else page.entries, page.has_more)
 
     async def replay(
-        self, session_id: SessionId, *, app: AppName | None, after: int | None, limit: int = PAGE_ENTRIES
+        self, session_id: SessionId, *, grant: Grant, after: int | None, limit: int = PAGE_ENTRIES
     ) -> Replay:
         """The session, its draft, and the entries after *after*, oldest first (None: none).
 
@@ -243,7 +284,7 @@ class Log:
             SessionNotFound
         """
         low = "" if after is None else max(0, min(after, MAX_CURSOR))
-        reply = await self._scripts.look(REPLAY, session_id, app, low, limit, PAGE_BYTES)
+        reply = await self._scripts.look(REPLAY, session_id, grant, low, limit, PAGE_BYTES)
         match reply:
             case [b"ok", _, now, fields, record, text, oldest, complete, entries]:
                 session = session_of(session_id, now, fields)

@@ -12,14 +12,15 @@ import re
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
+from sessions_api.domain.access import Grant
 from sessions_api.domain.ids import AppName, SessionId, TurnId
 from sessions_api.domain.sessions import Session
 from sessions_api.domain.timeouts import TimeoutConfig
-from sessions_api.errors import SessionExpired, SessionNotFound, StorageFault
+from sessions_api.errors import SessionExpired, SessionNotFound, StorageFault, Unauthenticated
 from sessions_api.store.connection import Redis, Reply, Script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sessions_api.store.keys import Keyspace
     from sessions_api.store.lines import Arg
@@ -40,7 +41,7 @@ NUMBERS: Final = (
     "created_ms", "timeout_ms", "auto_renew", "max_duration_ms", "warning_ms", "retention_ms",
     "expires_ms", "held_until_ms", "last_activity_ms", "last_renewal_ms", "renewals", "warned_ms",
     "cursor", "config_version", "rev", "queued", "queued_bytes", "retry_ms", "ready_ms", "alarm_ms",
-    "log_bytes", "listed_ms",
+    "log_bytes", "listed_ms", "token_epoch",
 )  # fmt: skip
 FIELDS: Final = TEXTS + NUMBERS
 """The fields of ``session:{t}:<sid>``, in the order scripts reply them."""
@@ -95,7 +96,7 @@ def session_of(session_id: SessionId, now: bytes, fields: list[bytes]) -> Sessio
     (
         created_ms, timeout_ms, auto_renew, max_duration_ms, warning_ms, retention_ms,
         expires_ms, held_until_ms, last_activity_ms, last_renewal_ms, renewals, warned_ms,
-        cursor, config_version, rev, queued, *_,
+        cursor, config_version, rev, queued, *_, token_epoch,
     ) = map(int, numbers)  # fmt: skip
     return Session(
         session_id=session_id,
@@ -120,6 +121,7 @@ def session_of(session_id: SessionId, now: bytes, fields: list[bytes]) -> Sessio
         turn_id=TurnId(turn.decode()) if turn else None,
         turn_state=(turn_state.decode() or None),  # type: ignore[arg-type]  # queued, running or none
         queued=queued,
+        token_epoch=token_epoch,
     )
 
 
@@ -143,36 +145,44 @@ class Scripts:
         """Called with a session that a request found past its time and unsettled."""
 
     async def run(
-        self, script: Script, session_id: SessionId, app: AppName | None, *args: Arg, once: str | None = None
+        self,
+        script: Script,
+        session_id: SessionId,
+        grant: Grant,
+        *args: Arg,
+        once: str | None = None,
+        more_keys: Sequence[bytes] = (),
     ) -> list[Any]:
-        """Run *script* with all keys of the session; *once*: a digest whose key comes last.
+        """Run *script* with all keys of the session, that of the digest *once*, and *more_keys*.
 
         Raises:
-            SessionNotFound: absent, or of another app.
+            SessionNotFound: absent, or not what *grant* opens.
+            Unauthenticated: *grant* is of a session token that has ended.
             SessionExpired: past its end.
         """
         of = self.keyspace.of(session_id)
         keys = of.all()
         if once is not None:
             keys.append(of.once(once))
-        reply = await self.redis.script(script, keys, (of.sid, app or b"", *args))
+        keys += more_keys
+        reply = await self.redis.script(script, keys, (of.sid, grant, *args))
         return self.checked(script, session_id, reply)
 
     async def look(
-        self, script: Script, session_id: SessionId, app: AppName | None, *args: Arg, keys: int = 5
+        self, script: Script, session_id: SessionId, grant: Grant, *args: Arg, keys: int = 5
     ) -> list[Any]:
         """Run *script*, which only reads, with the first *keys* keys of the session."""
         of = self.keyspace.of(session_id)
         own = [of.session] if keys == 1 else of.all()[:keys]
-        reply = await self.redis.script(script, own, (of.sid, app or b"", *args))
+        reply = await self.redis.script(script, own, (of.sid, grant, *args))
         return self.checked(script, session_id, reply)
 
     async def run_noting_repeats(
-        self, script: Script, session_id: SessionId, app: AppName | None, *args: Arg
+        self, script: Script, session_id: SessionId, grant: Grant, *args: Arg
     ) -> Reply:
         """As :meth:`run`, unchecked, with whether an earlier try may have been run."""
         of = self.keyspace.of(session_id)
-        return await self.redis.script_reply(script, of.all(), (of.sid, app or b"", *args))
+        return await self.redis.script_reply(script, of.all(), (of.sid, grant, *args))
 
     def checked(self, script: Script, session_id: SessionId, reply: list[Any]) -> list[Any]:
         """*reply*, if it is this session's and the session can be used."""
@@ -181,6 +191,8 @@ class Scripts:
         word = reply[0]
         if word == b"absent":
             raise SessionNotFound(session_id)
+        if word == b"token":
+            raise Unauthenticated(TOKEN_ENDED[reply[2]])
         if word == b"expired" and script.name not in READS_EXPIRED:
             self.report_unsettled(session_id, reply)
             raise expired_of(session_id, reply)
@@ -192,6 +204,10 @@ class Scripts:
             self.overdue(session_id)
 
 
+TOKEN_ENDED: Final = {
+    b"revoked": "The session token was revoked",
+    b"expired": "The session token has expired",
+}
 READS_EXPIRED: Final = frozenset({"replay", "alarm"})
 
 

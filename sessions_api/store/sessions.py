@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sessions_api.domain.access import Grant
 from sessions_api.domain.ids import AppName, OpId, SessionId
 from sessions_api.domain.timeouts import MINUTE_MS
 from sessions_api.errors import (
@@ -31,6 +32,7 @@ READ = load("read")
 RENEW = load("renew")
 HEARTBEAT = load("heartbeat")
 CONFIGURE = load("configure")
+REVOKE = load("revoke")
 END = load("end")
 
 
@@ -108,20 +110,20 @@ class Sessions:
             case _:
                 raise StorageFault("read replied for another session")
 
-    async def read(self, session_id: SessionId, *, app: AppName | None) -> Session:
+    async def read(self, session_id: SessionId, *, grant: Grant) -> Session:
         """The session as it stands; renews nothing.
 
         Raises:
             SessionNotFound, SessionExpired
         """
-        match await self._scripts.look(READ, session_id, app, keys=1):
+        match await self._scripts.look(READ, session_id, grant, keys=1):
             case [b"ok", _, now, fields]:
                 return session_of(session_id, now, fields)
             case reply:
                 raise unknown(READ, reply)
 
     async def renew(
-        self, session_id: SessionId, *, app: AppName | None, op: OpId, once: Once | None = None
+        self, session_id: SessionId, *, grant: Grant, op: OpId, once: Once | None = None
     ) -> tuple[Session, bool]:
         """Restart the idle clock by hand; True beside it if *once* had done so before.
 
@@ -131,7 +133,7 @@ class Sessions:
             IdempotencyMismatch: the key came with other content before.
         """
         reply = await self._scripts.run(
-            RENEW, session_id, app, op, once.fingerprint if once else b"", once=once.digest if once else "-"
+            RENEW, session_id, grant, op, once.fingerprint if once else b"", once=once.digest if once else "-"
         )
         match reply:
             case [b"ok", _, now, fields]:
@@ -153,15 +155,13 @@ class Sessions:
             case _:
                 raise unknown(RENEW, reply)
 
-    async def heartbeat(
-        self, session_id: SessionId, *, app: AppName | None, op: OpId
-    ) -> tuple[Session, bool]:
+    async def heartbeat(self, session_id: SessionId, *, grant: Grant, op: OpId) -> tuple[Session, bool]:
         """The user is there; True beside it if that renewed the session.
 
         Raises:
             SessionNotFound, SessionExpired
         """
-        match await self._scripts.run(HEARTBEAT, session_id, app, op):
+        match await self._scripts.run(HEARTBEAT, session_id, grant, op):
             case [b"renewed" | b"kept" as word, _, now, fields]:
                 if word == b"renewed":
                     metrics.RENEWALS.of("heartbeat").inc()
@@ -173,7 +173,7 @@ class Sessions:
         self,
         session_id: SessionId,
         *,
-        app: AppName | None,
+        grant: Grant,
         op: OpId,
         change: ConfigChange,
         if_match: int | None = None,
@@ -188,7 +188,7 @@ class Sessions:
         args: list[str | int] = [op, "" if if_match is None else if_match]
         for name in ("timeout_ms", "auto_renew", "max_duration_ms", "warning_ms"):
             args += getattr(change, name) or ("", "")
-        match await self._scripts.run(CONFIGURE, session_id, app, *args):
+        match await self._scripts.run(CONFIGURE, session_id, grant, *args):
             case [b"ok", _, now, fields]:
                 session = session_of(session_id, now, fields)
                 if session.warned_ms == session.now_ms:  # a wider threshold warns at once
@@ -214,13 +214,25 @@ class Sessions:
             case reply:
                 raise unknown(CONFIGURE, reply)
 
-    async def end(self, session_id: SessionId, *, app: AppName | None) -> None:
+    async def revoke(self, session_id: SessionId, *, grant: Grant, op: OpId) -> Session:
+        """End every session token that was made for the session so far, on all replicas at once.
+
+        Raises:
+            SessionNotFound, SessionExpired
+        """
+        match await self._scripts.run(REVOKE, session_id, grant, op):
+            case [b"ok", _, now, fields]:
+                return session_of(session_id, now, fields)
+            case reply:
+                raise unknown(REVOKE, reply)
+
+    async def end(self, session_id: SessionId, *, grant: Grant) -> None:
         """Erase the session, live or expired, with everything it holds.
 
         Raises:
             SessionNotFound: unless an earlier try of this very call may have erased it.
         """
-        reply, repeated = await self._scripts.run_noting_repeats(END, session_id, app)
+        reply, repeated = await self._scripts.run_noting_repeats(END, session_id, grant)
         if repeated and reply[0] == b"absent":
             return
         self._scripts.checked(END, session_id, reply)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sessions_api.domain.ids import PARTITIONS, AgentId, AppName, MessageId, SessionId, TurnId
+from sessions_api.domain.access import EVERYTHING, Grant
+from sessions_api.domain.ids import AgentId, MessageId, SessionId, TurnId
 from sessions_api.domain.messages import utf16_units
 from sessions_api.domain.turns import ClaimedTurn, Turn
 from sessions_api.errors import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sessions_api.domain.messages import LogEntry
     from sessions_api.store.connection import Script
     from sessions_api.store.lines import Arg
+    from sessions_api.store.ready import Ready
     from sessions_api.store.scripts import Scripts
     from sessions_api.store.written import Outcome
 
@@ -47,14 +49,11 @@ CANCEL = load("cancel")
 ABANDON = load("abandon")
 TURN = load("turn")
 ANSWER = load("answer")
-STALE = load("stale")
 
 MAX_ANSWER_CHARS = 100_000
 HISTORY_BYTES = 256 * 1024
 NOTHING_SAID = Messages([], has_more=False)
 FEW = 8
-STALE_READY_MS = 500
-OPEN_PER_PARTITION = 100
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -67,16 +66,17 @@ class Claim(msgspec.Struct, frozen=True):
 class Turns:
     """The work of agents; each method is one script and one round trip, where it does not say otherwise."""
 
-    def __init__(self, scripts: Scripts) -> None:
+    def __init__(self, scripts: Scripts, ready: Ready) -> None:
         self._scripts = scripts
+        self._ready = ready
 
-    async def read(self, session_id: SessionId, turn_id: TurnId, *, app: AppName | None) -> Turn:
+    async def read(self, session_id: SessionId, turn_id: TurnId, *, grant: Grant) -> Turn:
         """The turn, also of an expired session.
 
         Raises:
             SessionNotFound, TurnNotFound
         """
-        match await self._scripts.look(TURN, session_id, app, turn_id):
+        match await self._scripts.look(TURN, session_id, grant, turn_id):
             case [b"ok", _, _, record]:
                 return turn_of(record)
             case [b"unknown", *_]:
@@ -85,14 +85,14 @@ class Turns:
                 raise unknown(TURN, reply)
 
     async def answer(
-        self, session_id: SessionId, turn_id: TurnId, *, app: AppName | None, after: int = 0
+        self, session_id: SessionId, turn_id: TurnId, *, grant: Grant, after: int = 0
     ) -> LogEntry | None:
         """The message that answers a turn, None if there is none; *after*: its question's cursor.
 
         Raises:
             SessionNotFound
         """
-        match await self._scripts.look(ANSWER, session_id, app, turn_id, after):
+        match await self._scripts.look(ANSWER, session_id, grant, turn_id, after):
             case [b"ok", _, entry]:
                 return entry_of(entry)
             case [b"none", _]:
@@ -162,7 +162,14 @@ class Turns:
         )
 
     async def delta(
-        self, session_id: SessionId, turn_id: TurnId, *, fence: str, text: str, offset: int
+        self,
+        session_id: SessionId,
+        turn_id: TurnId,
+        *,
+        fence: str,
+        text: str,
+        offset: int,
+        grant: Grant = EVERYTHING,
     ) -> Written:
         """Append *text* at *offset* (UTF-16 units) of the running answer.
 
@@ -177,17 +184,20 @@ class Turns:
             session_id,
             turn_id,
             (fence, text, units, offset, MAX_ANSWER_CHARS),
+            grant,
             is_first_text=offset == 0 and units > 0,
         )
 
-    async def extend(self, session_id: SessionId, turn_id: TurnId, *, fence: str) -> Written:
+    async def extend(
+        self, session_id: SessionId, turn_id: TurnId, *, fence: str, grant: Grant = EVERYTHING
+    ) -> Written:
         """Hold the turn for another lease.
 
         Raises:
             SessionNotFound, SessionExpired, TurnNotFound
             TurnLost: also past the attempt's deadline.
         """
-        return await self._write(EXTEND, session_id, turn_id, (fence,))
+        return await self._write(EXTEND, session_id, turn_id, (fence,), grant)
 
     async def complete(
         self,
@@ -198,6 +208,7 @@ class Turns:
         body: bytes | None = None,
         around: tuple[bytes, bytes] | None = None,
         is_more: bool = False,
+        grant: Grant = EVERYTHING,
     ) -> Written:
         """The answer (None: empty) enters the log and ends the turn.
 
@@ -211,7 +222,7 @@ class Turns:
         """
         before, after = around or (body or b"", b"")
         args = (fence, before, after, int(is_more))
-        return await self._write(COMPLETE, session_id, turn_id, args, "completed")
+        return await self._write(COMPLETE, session_id, turn_id, args, grant, "completed")
 
     async def fail(
         self,
@@ -223,6 +234,7 @@ class Turns:
         message: str,
         retry: bool,
         pause_ms: int = 0,
+        grant: Grant = EVERYTHING,
     ) -> Written:
         """Give the attempt up: with *retry* another one follows, if any is left.
 
@@ -232,15 +244,18 @@ class Turns:
             SessionNotFound, SessionExpired, TurnNotFound, TurnLost
         """
         args = (fence, "retry" if retry else "final", code, message, pause_ms)
-        return await self._write(FAIL, session_id, turn_id, args, "failed")
+        return await self._write(FAIL, session_id, turn_id, args, grant, "failed")
 
-    async def release(self, session_id: SessionId, turn_id: TurnId, *, fence: str) -> Written:
+    async def release(
+        self, session_id: SessionId, turn_id: TurnId, *, fence: str, grant: Grant = EVERYTHING
+    ) -> Written:
         """Hand the turn back at once; the attempt does not count.
 
         Raises:
             SessionNotFound, SessionExpired, TurnNotFound, TurnLost
         """
-        return await self._write(FAIL, session_id, turn_id, (fence, "release", "", "", 0), "released")
+        args = (fence, "release", "", "", 0)
+        return await self._write(FAIL, session_id, turn_id, args, grant, "released")
 
     async def _write(
         self,
@@ -248,11 +263,12 @@ class Turns:
         session_id: SessionId,
         turn_id: TurnId,
         args: tuple[Arg, ...],
+        grant: Grant,
         outcome: Outcome = "",
         *,
         is_first_text: bool = False,
     ) -> Written:
-        reply = await self._scripts.run_noting_repeats(script, session_id, None, turn_id, *args)
+        reply = await self._scripts.run_noting_repeats(script, session_id, grant, turn_id, *args)
         value = self._scripts.checked(script, session_id, reply.value)
         written = read_written(reply, outcome, is_first_text=is_first_text)
         if value[0] == b"large":
@@ -269,15 +285,13 @@ class Turns:
             case _:
                 raise unknown(script, value)
 
-    async def cancel(
-        self, session_id: SessionId, turn_id: TurnId, *, app: AppName | None, by: str = "user"
-    ) -> Turn:
+    async def cancel(self, session_id: SessionId, turn_id: TurnId, *, grant: Grant, by: str = "user") -> Turn:
         """End a turn; what was said so far stays. A turn that has ended is returned as it is.
 
         Raises:
             SessionNotFound, SessionExpired, TurnNotFound
         """
-        match await self._scripts.run(CANCEL, session_id, app, turn_id, by):
+        match await self._scripts.run(CANCEL, session_id, grant, turn_id, by):
             case [b"ok", _, became, record]:
                 count_became(became)
                 return turn_of(record)
@@ -292,7 +306,7 @@ class Turns:
         A session that is over or gone has none.
         """
         try:
-            reply = await self._scripts.run(ABANDON, session_id, None, code, message)
+            reply = await self._scripts.run(ABANDON, session_id, EVERYTHING, code, message)
         except (SessionExpired, SessionNotFound):
             return 0
         match reply:
@@ -303,9 +317,9 @@ class Turns:
                 raise unknown(ABANDON, reply)
 
     async def abandon_all(self, agent_id: AgentId, *, code: str, message: str) -> int:
-        """:meth:`abandon` for all of the agent's sessions that :meth:`open_of` finds; how many turns."""
+        """:meth:`abandon` for all of the agent's sessions that ``Ready.open_of`` finds; how many turns."""
         total = 0
-        while session_ids := await self.open_of(agent_id):
+        while session_ids := await self._ready.open_of(agent_id):
             counts = await asyncio.gather(
                 *(self.abandon(session_id, code=code, message=message) for session_id in session_ids)
             )
@@ -313,78 +327,6 @@ class Turns:
             if not any(counts):
                 break  # what is left is gone or over, and the keepers' to clear away
         return total
-
-    async def open_of(self, agent_id: AgentId) -> list[SessionId]:
-        """Sessions of the agent with a turn that runs or could be claimed. One round trip.
-
-        At most a hundred of each from each partition: call again when they are
-        done with. A turn that pauses between two attempts is not among them; its
-        alarm makes it ready, within a minute.
-        """
-        redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        batches = await asyncio.gather(
-            *(
-                redis.command(
-                    b"ZRANGEBYLEX", key, *_span(agent_id), b"LIMIT", 0, OPEN_PER_PARTITION, safe=True
-                )
-                for number in range(PARTITIONS)
-                for key in (keyspace.partition(number).running, keyspace.partition(number).ready)
-            )
-        )
-        return [SessionId(member[-36:].decode()) for batch in batches for member in batch]
-
-    async def counts(self, agent_id: AgentId) -> tuple[int, int]:
-        """How many of the agent's turns run, and how many sessions wait to be claimed. One round trip."""
-        numbers = await asyncio.gather(*self.counting(agent_id))
-        return sum(numbers[:PARTITIONS]), sum(numbers[PARTITIONS:])
-
-    def counting(self, agent_id: AgentId) -> list[Awaitable[int]]:
-        """The calls of :meth:`counts`: running of each partition, then waiting of each.
-
-        To be gathered with other calls, so that all share one round trip.
-        """
-        redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        return [
-            redis.command(
-                b"ZLEXCOUNT", getattr(keyspace.partition(number), index), *_span(agent_id), safe=True
-            )
-            for index in ("running", "ready")
-            for number in range(PARTITIONS)
-        ]
-
-    async def next_ready(self, agent_id: AgentId) -> list[SessionId]:
-        """The agent's first session with work in each partition. One round trip for all 64."""
-        redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        batches = await asyncio.gather(
-            *(
-                redis.command(
-                    b"ZRANGEBYLEX",
-                    keyspace.partition(number).ready,
-                    *_span(agent_id),
-                    b"LIMIT",
-                    0,
-                    1,
-                    safe=True,
-                )
-                for number in range(PARTITIONS)
-            )
-        )
-        return [SessionId(member[-36:].decode()) for batch in batches for member in batch]
-
-    async def stale_ready(self, partition: int, limit: int = 100) -> list[tuple[AgentId, SessionId]]:
-        """For each agent whose work waits for longer than half a second, its oldest session here."""
-        key = self._scripts.keyspace.partition(partition).ready
-        members = await self._scripts.redis.script(STALE, [key], (STALE_READY_MS, limit))
-        return [(AgentId(member[:36].decode()), SessionId(member[-36:].decode())) for member in members]
-
-    def wake(self, agent_id: AgentId, session_id: SessionId) -> None:
-        """Hint again that a session of the agent has work; may get lost, as hints do."""
-        self._scripts.redis.post(b"PUBLISH", self._scripts.keyspace.wake(agent_id), session_id)
-
-
-def _span(agent_id: AgentId) -> tuple[str, str]:
-    """The lexical range of an agent's members in ``ready`` and ``running``."""
-    return f"[{agent_id}:", f"({agent_id};"
 
 
 def _session_id(text: bytes) -> SessionId | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from sessions_api.errors import BacklogFull, LimitReached, RateLimited
 from sessions_api.telemetry.instruments import (
     Counter,
     Histogram,
@@ -26,7 +27,7 @@ from sessions_api.telemetry.instruments import (
     render,
 )
 
-__all__ = ["agent", "count_alarm", "count_due", "flush_forever", "follow_redis", "render"]
+__all__ = ["agent", "count_alarm", "count_due", "count_refusal", "flush_forever", "follow_redis", "render"]
 
 REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LAG_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 6.0, 30.0, 120.0)
@@ -37,6 +38,7 @@ REQUESTS = Counter("sessions_requests_total", "HTTP requests answered.", "route"
 REQUEST_SECONDS = Histogram(
     "sessions_request_seconds", "Time to the end of an HTTP reply.", "route", "method", buckets=REQUEST_S
 )
+LIMITED = Counter("sessions_limited_total", "Requests and frames that a limit refused.", "policy")
 
 # Sessions and their time
 CREATED = Counter("sessions_created_total", "Sessions created.", "agent")
@@ -101,6 +103,12 @@ def count_alarm(trigger: str, outcome: str, lag_ms: int) -> None:
     """Count one alarm: *trigger* is ``hint``, ``sweep`` or ``request``, *outcome* the script's word."""
     ALARMS.of(trigger, outcome).inc()
     count_due(outcome, lag_ms=lag_ms)
+
+
+def count_refusal(error: BaseException) -> None:
+    """Count what a limit refused; any other error is none of this."""
+    if isinstance(error, (BacklogFull, LimitReached, RateLimited)):
+        LIMITED.of(error.policy).inc()
 
 
 def count_due(outcome: str, *, lag_ms: int) -> None:

@@ -61,13 +61,13 @@ class CreateSession(msgspec.Struct, rename="camel"):
 
 
 class Attachment(msgspec.Struct, rename="camel"):
-    """``url`` or ``data`` is needed; unknown members are kept."""
+    """``url`` or ``data`` is needed; unknown members are kept. A ``url`` is no script."""
 
-    url: str | UnsetType = UNSET
-    data: str | UnsetType = UNSET
-    content_type: str | UnsetType = UNSET
-    name: str | UnsetType = UNSET
-    size: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
+    url: str | UnsetType | None = UNSET
+    data: str | UnsetType | None = UNSET
+    content_type: str | UnsetType | None = UNSET
+    name: str | UnsetType | None = UNSET
+    size: Annotated[float, Meta(ge=0)] | UnsetType | None = UNSET
 
 
 class SendMessage(msgspec.Struct, rename="camel"):

@@ -80,15 +80,13 @@ def _retry_after(error: Any) -> list[tuple[str, str]]:
     return [("Retry-After", str(error.retry_after_s))]
 
 
-def _limited(policy: str, quota: Callable[[Any], int]) -> Callable[[Any], list[tuple[str, str]]]:
-    def headers(error: Any) -> list[tuple[str, str]]:
-        return [
-            ("Retry-After", str(error.retry_after_s)),
-            ("RateLimit-Policy", f'"{policy}";q={quota(error)}'),
-            ("RateLimit", f'"{policy}";r=0;t={error.retry_after_s}'),
-        ]
-
-    return headers
+def _limited(error: Any, policy: str) -> list[tuple[str, str]]:
+    """The fields of a refusal by a limit; *policy*: its quota and window."""
+    return [
+        ("Retry-After", str(error.retry_after_s)),
+        ("RateLimit-Policy", f'"{error.policy}";{policy}'),
+        ("RateLimit", f'"{error.policy}";r=0;t={error.retry_after_s}'),
+    ]
 
 
 def abbreviated(text: str) -> str:
@@ -117,14 +115,14 @@ BACKLOG: Final = 100
 _RATE_LIMITED: Final = "Too many requests"
 
 
-def _limit(policy: str, said: str) -> Row:
+def _limit(title: str, said: str) -> Row:
     """The row of a LimitReached; *said* has a place for the limit."""
     return Row(
         429,
-        f"Too many {policy.replace('-', ' ')}",
+        title,
         lambda x: f"{_RATE_LIMITED}: {said.format(x.limit)}",
-        lambda x: {"policy": policy, "limit": x.limit},
-        _limited(policy, lambda x: x.limit),
+        lambda x: {"policy": x.policy, "limit": x.limit, "retryAfterSeconds": x.retry_after_s},
+        lambda x: _limited(x, f"q={x.limit}"),
     )
 
 
@@ -210,12 +208,24 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
         429,
         "Backlog full",
         lambda x: f"{_RATE_LIMITED}: {x.queued} messages of this session wait for an answer",
-        lambda x: {"policy": "backlog", "queued": x.queued},
-        _limited("backlog", lambda _: BACKLOG),
+        lambda x: {"policy": x.policy, "queued": x.queued, "retryAfterSeconds": x.retry_after_s},
+        lambda x: _limited(x, f"q={BACKLOG}"),
     ),
-    e.TooManyOpenSessions: _limit("open-sessions", "the user has {} open sessions"),
-    e.TooManyFollowers: _limit("followers", "there are {} followers already"),
-    e.TooManyClaims: _limit("claims", "{} workers wait for turns already"),
+    e.TooManyOpenSessions: _limit("Too many open sessions", "the user has {} open sessions"),
+    e.TooManyFollowers: _limit("Too many followers", "there are {} followers already"),
+    e.TooManyClaims: _limit("Too many claims", "{} workers wait for turns already"),
+    e.RateLimited: Row(
+        429,
+        "Rate limit exceeded",
+        lambda x: f"{_RATE_LIMITED}: {x.quota} in {x.window_s} s are allowed ({x.policy})",
+        lambda x: {
+            "policy": x.policy,
+            "limit": x.quota,
+            "windowSeconds": x.window_s,
+            "retryAfterSeconds": x.retry_after_s,
+        },
+        lambda x: _limited(x, f"q={x.quota};w={x.window_s}"),
+    ),
     e.AgentInUse: Row(
         409,
         "Agent in use",
@@ -296,6 +306,13 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
     ),
     e.Draining: Row(
         503, "Draining", lambda _: "This replica is shutting down; try again", headers=_retry_after
+    ),
+    e.TooManyConnections: Row(
+        503,
+        "Too many connections",
+        lambda x: f"This replica has {x.limit} connections, as many as it may; try again",
+        lambda x: {"limit": x.limit},
+        _retry_after,
     ),
     e.SettingsError: Row(500, "Internal error", lambda _: "The service is not set up"),
     e.StorageFault: Row(500, "Internal error", lambda _: "An unexpected error occurred"),

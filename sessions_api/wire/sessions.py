@@ -123,6 +123,12 @@ class Health(msgspec.Struct, rename="camel"):
     invalid_sessions: int | UnsetType = UNSET
 
 
+class HealthStatus(msgspec.Struct):
+    """What is told of the health to whoever shows no key, where keys are configured."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+
+
 class Deleted(msgspec.Struct):
     """The reply of a delete; ``data`` is for the reference's own client, which unwraps it."""
 

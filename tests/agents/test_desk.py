@@ -8,6 +8,7 @@ import random
 import pytest
 
 from sessions_api.agents import desk as desk_module
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import SessionId, UserId
 from sessions_api.domain.turns import ClaimedTurn
 from sessions_api.store import Store
@@ -304,7 +305,7 @@ class TestWatching:
             await say(one, sid)
             turn = await here.claimed()
             async with there.desk.watch(AGENT, turn.turn.turn_id) as watched:
-                await one.turns.cancel(sid, turn.turn.turn_id, app=None)
+                await one.turns.cancel(sid, turn.turn.turn_id, grant=EVERYTHING)
 
                 await asyncio.wait_for(watched.stop.wait(), 10)
 
@@ -316,7 +317,7 @@ class TestWatching:
             turns = [await here.claimed() for _ in sids]
             async with here.desk.watch(AGENT, turns[0].turn.turn_id) as watched:
                 other = turns[1]
-                await store.turns.cancel(SessionId(other.session_id), other.turn.turn_id, app=None)
+                await store.turns.cancel(SessionId(other.session_id), other.turn.turn_id, grant=EVERYTHING)
                 await until(lambda: other.turn.turn_id in here.finder._stopped)
 
                 assert not watched.stop.is_set()

@@ -15,6 +15,7 @@ from sessions_api.agents.connectors import Connector
 from sessions_api.agents.connectors.failure import AttemptFailed
 from sessions_api.agents.dispatcher import Dispatcher
 from sessions_api.agents.finder import Finder
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import AgentId, SessionId, UserId
 from sessions_api.domain.turns import Answer, ClaimedTurn, Turn
@@ -103,7 +104,7 @@ async def is_now(store: Store, sid: SessionId, turn_id: Any, state: str) -> Turn
     found: list[Turn] = []
 
     async def is_so() -> bool:
-        found.append(await store.turns.read(sid, turn_id, app=None))
+        found.append(await store.turns.read(sid, turn_id, grant=EVERYTHING))
         return found[-1].state == state and (state != "queued" or found[-1].attempt > 0)
 
     await eventually(is_so)
@@ -111,7 +112,7 @@ async def is_now(store: Store, sid: SessionId, turn_id: Any, state: str) -> Turn
 
 
 async def answer_of(store: Store, sid: SessionId, turn_id: Any) -> Any:
-    entry = await store.turns.answer(sid, turn_id, app=None)
+    entry = await store.turns.answer(sid, turn_id, grant=EVERYTHING)
     return entry and read_body(entry.body)
 
 
@@ -252,14 +253,14 @@ class TestACancel:
             if piece:
                 await eventually(lambda: self.has_draft(here, sid))
             extends = here.redis.stats.scripts["extend"]
-            await there.turns.cancel(sid, turn_id, app=None)
+            await there.turns.cancel(sid, turn_id, grant=EVERYTHING)
             await until(lambda: connector.closed == 1, within_s=2.5)  # an extension is due after 3 s
 
             assert here.redis.stats.scripts["extend"] == extends + 1
 
     @staticmethod
     async def has_draft(store: Store, sid: SessionId) -> bool:
-        return (await store.log.replay(sid, app=None, after=None)).draft is not None
+        return (await store.log.replay(sid, grant=EVERYTHING, after=None)).draft is not None
 
     @pytest.mark.parametrize("how", ["delete", "interrupt", "abandon"])
     async def test_of_every_kind_reaches_it(self, redis_url: str, how: str) -> None:
@@ -269,7 +270,7 @@ class TestACancel:
             await until(lambda: connector.open == 1)
             match how:
                 case "delete":
-                    await store.sessions.end(sid, app=None)
+                    await store.sessions.end(sid, grant=EVERYTHING)
                 case "interrupt":
                     await say(store, sid, on_busy="interrupt")
                 case _:
@@ -295,7 +296,7 @@ class TestPlaces:
             turns = [await asked(store) for _ in range(5)]
             await until(lambda: connector.open == 3)
             for sid, turn_id in turns:
-                await store.turns.cancel(sid, turn_id, app=None)
+                await store.turns.cancel(sid, turn_id, grant=EVERYTHING)
 
             await until(lambda: connector.open == 0)
             assert connector.closed <= 5

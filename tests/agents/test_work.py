@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 
 from sessions_api.agents import presences
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import SessionId
 from sessions_api.domain.turns import Answer
 from sessions_api.errors import AnswerTooLarge, SessionNotFound, TurnLost
@@ -35,7 +36,7 @@ class TestAWrite:
             turn = (await here.claimed(capacity=3)).turn
             await one.attendance.leave(AGENT, "worker-1")
             assert await workers(one) == 0
-            assert not await there.work.extend(sid, turn.turn_id, fence=turn.fence)
+            assert not await there.work.extend(sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence)
 
             async def is_there() -> bool:
                 return await workers(one) == 1
@@ -52,7 +53,7 @@ class TestAWrite:
             turn = (await here.claimed()).turn
             await store.attendance.leave(AGENT, "worker-1")
             with pytest.raises(TurnLost):
-                await here.work.extend(sid, turn.turn_id, fence="1.0")
+                await here.work.extend(sid, turn.turn_id, grant=EVERYTHING, fence="1.0")
 
             assert not here.desk._presences._telling
             assert await workers(store) == 0
@@ -71,14 +72,14 @@ class TestAWrite:
             async def writes(answer: Answer) -> None:
                 await say(one, sid)
                 turn = (await here.claimed()).turn
-                await work.release(sid, turn.turn_id, fence=turn.fence)
+                await work.release(sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence)
                 turn = (await here.claimed()).turn
                 server.call("CONFIG", "RESETSTAT")
                 trips = asked.redis.stats.round_trips
-                await work.delta(sid, turn.turn_id, fence=turn.fence, text="so", offset=0)
-                await work.extend(sid, turn.turn_id, fence=turn.fence)
+                await work.delta(sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence, text="so", offset=0)
+                await work.extend(sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence)
                 with suppress(AnswerTooLarge):  # its failure is one call, too
-                    await work.complete(sid, turn.turn_id, fence=turn.fence, answer=answer)
+                    await work.complete(sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence, answer=answer)
                 calls = server.calls()
                 counts.append((calls.get("evalsha", 0), asked.redis.stats.round_trips - trips))
 
@@ -92,11 +93,13 @@ class TestAWrite:
         async with stores(redis_url, 1) as (store,), replica(store) as here:
             sid = SessionId(await session_of(store))
             appended = await say(store, sid)
-            await store.sessions.end(sid, app=None)
+            await store.sessions.end(sid, grant=EVERYTHING)
             with pytest.raises(SessionNotFound):
-                await here.work.complete(sid, appended.turn_id, fence="1.ab", answer=Answer())
+                await here.work.complete(
+                    sid, appended.turn_id, grant=EVERYTHING, fence="1.ab", answer=Answer()
+                )
             with pytest.raises(SessionNotFound):
-                await here.work.extend(sid, appended.turn_id, fence="1.ab", wait_s=5)
+                await here.work.extend(sid, appended.turn_id, grant=EVERYTHING, fence="1.ab", wait_s=5)
 
 
 class TestAnswers:
@@ -110,7 +113,7 @@ class TestAnswers:
             before = [metric(name, **label) for name, label in zip(names, labels, strict=True)]
             answer = Answer("done", usage=b'{"outputTokens":7}')
             for each in (there, here, there):
-                await each.work.complete(sid, turn.turn_id, fence=turn.fence, answer=answer)
+                await each.work.complete(sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence, answer=answer)
 
             after = [metric(name, **label) for name, label in zip(names, labels, strict=True)]
             assert after == [before[0] + 7, before[1] + 1]
@@ -123,7 +126,9 @@ class TestStaying:
             await say(store, sid)
             turn = (await here.claimed()).turn
             calls = Calls(store)
-            assert not await here.work.extend(sid, turn.turn_id, fence=turn.fence, wait_s=0.05)
+            assert not await here.work.extend(
+                sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence, wait_s=0.05
+            )
 
             assert calls.of("extend") == 1
 
@@ -134,9 +139,11 @@ class TestStaying:
             await say(one, sid)
             turn = (await here.claimed()).turn
             work, desk = (here.work, here.desk) if is_here else (there.work, there.desk)
-            staying = asyncio.create_task(work.extend(sid, turn.turn_id, fence=turn.fence, wait_s=20))
+            staying = asyncio.create_task(
+                work.extend(sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence, wait_s=20)
+            )
             await until(lambda: any(counter.stops for counter in desk._counters.values()))
-            await one.turns.cancel(sid, turn.turn_id, app=None)
+            await one.turns.cancel(sid, turn.turn_id, grant=EVERYTHING)
 
             assert await asyncio.wait_for(staying, 10)
 
@@ -153,11 +160,11 @@ class TestStaying:
                 times += 1
                 written = await extend(*args, **named)  # type: ignore[arg-type]
                 if times == 1:
-                    await one.turns.cancel(sid, turn.turn_id, app=None)
+                    await one.turns.cancel(sid, turn.turn_id, grant=EVERYTHING)
                 return written
 
             two.turns.extend = cancelled_meanwhile  # type: ignore[assignment, method-assign]
-            staying = there.work.extend(sid, turn.turn_id, fence=turn.fence, wait_s=20)
+            staying = there.work.extend(sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence, wait_s=20)
 
             assert await asyncio.wait_for(staying, 10)
 
@@ -166,7 +173,9 @@ class TestStaying:
             sid = await session_of(store)
             await say(store, sid)
             turn = (await here.claimed()).turn
-            staying = asyncio.create_task(here.work.extend(sid, turn.turn_id, fence=turn.fence, wait_s=20))
+            staying = asyncio.create_task(
+                here.work.extend(sid, turn.turn_id, grant=EVERYTHING, fence=turn.fence, wait_s=20)
+            )
             await until(lambda: any(counter.stops for counter in here.desk._counters.values()))
             here.desk.drain()
 

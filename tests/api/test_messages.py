@@ -213,7 +213,16 @@ class TestRefusals:
         assert reply.status_code == 201
 
     @pytest.mark.parametrize(
-        "attachments", [3, [3], [{}], [{"url": 1}], [{"url": "a", "size": -1}], [{"url": "a"}] * 17]
+        "attachments",
+        [
+            3,
+            [3],
+            [{}],
+            [{"url": 1}],
+            [{"url": "a", "size": -1}],
+            [{"url": " java\tscript:alert(1)"}],
+            [{"url": "a"}] * 17,
+        ],
     )
     async def test_attachments_are_checked(self, api: Api, attachments: Any) -> None:
         info = await api.create()

@@ -83,7 +83,11 @@ class TestClaim:
         reply = await desk.claim()
 
         assert (reply.status_code, error(reply)) == (429, "RATE_LIMIT_EXCEEDED")
-        assert reply.json()["error"]["details"] == {"policy": "claims", "limit": 2}
+        assert reply.json()["error"]["details"] == {
+            "policy": "claims",
+            "limit": 2,
+            "retryAfterSeconds": 5,
+        }
         assert int(reply.headers["retry-after"]) > 0
         assert reply.headers["ratelimit-policy"] == '"claims";q=2'
         for number in range(2):

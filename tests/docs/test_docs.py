@@ -13,6 +13,7 @@ import pytest
 from sessions_api import errors
 from sessions_api.api.routes import ROUTES, WEBSOCKET
 from sessions_api.cli import COMMANDS
+from sessions_api.domain.limits import FORM
 from sessions_api.live import closing
 from sessions_api.settings import IGNORED, VARIABLES, Settings, range_of
 from sessions_api.wire.events import EventType
@@ -46,13 +47,19 @@ class TestSettings:
 
         assert row[1] == (f"`{shown}`" if shown != "" else "none")
         allowed = range_of(name)
-        if ".." in allowed or "|" in allowed:
+        if allowed == FORM:
+            assert row[2] == "a limit"
+        elif ".." in allowed or "|" in allowed:
             assert row[2] == allowed.replace("|", "¦")
 
     def test_none_is_documented_that_does_not_exist(self) -> None:
         documented = set(re.findall(r"^\| `([A-Z_]+)` \|", CONFIGURATION, re.MULTILINE))
 
         assert documented == set(VARIABLES)
+
+    def test_what_a_limit_is_stands_there_once(self) -> None:
+        for part in re.findall(r"[A-Z]+/SECONDS|[0-9]+\.\.[0-9]+|off", FORM):
+            assert part in CONFIGURATION.split("## Limits on how often", maxsplit=1)[1]
 
     @pytest.mark.parametrize("name", IGNORED)
     def test_those_without_effect_are_named(self, name: str) -> None:

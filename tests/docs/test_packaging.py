@@ -41,7 +41,8 @@ def name_of(requirement: str) -> str:
     """The distribution's name as an import would spell it."""
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match is not None, requirement
-    return match[0].lower().replace("-", "_")
+    name = match[0].lower().replace("-", "_")
+    return {"pyjwt": "jwt"}.get(name, name)
 
 
 def pins(lock: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The README's first minute and a worker's turn by hand, run as they stand."""
+"""What the README and docs/api.md say to type, run as it stands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from sessions_api.access.keyring import mint
 from tests.support.commands import RunningService, clean_environment
+from tests.support.servers import free_port
 
 README = Path("README.md")
 ADDRESS = "http://127.0.0.1:3000"
@@ -71,11 +73,37 @@ class TestFirstMinute:
 class TestWorkerByHand:
     def test_prints_what_the_page_says(self, tmp_path: Path) -> None:
         """docs/api.md shows the workers' protocol with nothing but curl."""
-        script, promised = first_minute(Path("docs/api.md"))
+        script, promised = first_minute(Path("docs/api.md"), heading="## Workers")
         assert ADDRESS in script
 
         with RunningService(tmp_path) as service:
             printed = run(script.replace(ADDRESS, service.url), tmp_path)
+
+        assert printed == promised
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on PATH")
+class TestAccess:
+    def test_on_a_network_it_prints_what_the_readme_says(self, tmp_path: Path) -> None:
+        """Here it stays on this machine: only the address to listen on is another."""
+        script, promised = first_minute(heading="## Put it on a network")
+        port = free_port()
+        here = {ADDRESS: f"http://127.0.0.1:{port}", "HOST=0.0.0.0": f"HOST=127.0.0.1 PORT={port}"}
+        for written, meant in {**here, ".venv/bin/": f"{Path(sys.executable).parent}/"}.items():
+            assert written in script
+            script = script.replace(written, meant)
+
+        printed = run(script + "\nkill $!; wait", tmp_path, env=clean_environment({}))
+
+        assert printed == promised
+
+    def test_of_a_page_by_token_prints_what_the_api_says(self, tmp_path: Path) -> None:
+        script, promised = first_minute(Path("docs/api.md"), heading="## Access")
+        assert ADDRESS in script
+        line, key = mint("shop", ["app"])
+
+        with RunningService(tmp_path, env={"SESSIONS_KEYS": line}) as service:
+            printed = run(script.replace(ADDRESS, service.url), env=clean_environment({"KEY": key}))
 
         assert printed == promised
 

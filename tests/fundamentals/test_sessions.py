@@ -137,16 +137,16 @@ class TestTime:
         await age(store, session.session_id, 30 * MINUTE_MS)
 
         with pytest.raises(SessionExpired) as expired:
-            await store.sessions.read(session.session_id, app=LOCAL_APP)
+            await store.sessions.read(session.session_id, grant=LOCAL_APP)
         assert expired.value.reason == "timeout"
 
     async def test_a_heartbeat_keeps_it(self, store: Store) -> None:
         session = await opened(store)
         for _ in range(4):
             await age(store, session.session_id, 20 * MINUTE_MS)
-            await store.sessions.heartbeat(session.session_id, app=LOCAL_APP, op=new_op_id())
+            await store.sessions.heartbeat(session.session_id, grant=LOCAL_APP, op=new_op_id())
 
-        alive = await store.sessions.read(session.session_id, app=LOCAL_APP)
+        alive = await store.sessions.read(session.session_id, grant=LOCAL_APP)
 
         assert alive.renewals == 4
 
@@ -154,12 +154,12 @@ class TestTime:
         session = await opened(store)
         for _ in range(36):
             await age(store, session.session_id, 20 * MINUTE_MS - 1_000)
-            await store.sessions.heartbeat(session.session_id, app=LOCAL_APP, op=new_op_id())
+            await store.sessions.heartbeat(session.session_id, grant=LOCAL_APP, op=new_op_id())
 
         await age(store, session.session_id, 36_000)
 
         with pytest.raises(SessionExpired) as expired:
-            await store.sessions.read(session.session_id, app=LOCAL_APP)
+            await store.sessions.read(session.session_id, grant=LOCAL_APP)
         assert expired.value.reason == "max_duration"
 
     async def test_a_warning_comes_before_the_end(self, store: Store) -> None:
@@ -169,7 +169,7 @@ class TestTime:
 
         warned = await store.alarms.ring(session.session_id)
         again = await store.alarms.ring(session.session_id)
-        renewed, _ = await store.sessions.renew(session.session_id, app=LOCAL_APP, op=new_op_id())
+        renewed, _ = await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=new_op_id())
 
         assert (warned.outcome, again.outcome) == ("warned", "idle")
         assert not renewed.is_near_expiration
@@ -181,12 +181,12 @@ class TestTime:
         await age(store, session.session_id, 30 * MINUTE_MS)
         await store.alarms.ring(session.session_id)
 
-        page = await store.log.history(session.session_id, app=LOCAL_APP, limit=10, ended=True)
+        page = await store.log.history(session.session_id, grant=LOCAL_APP, limit=10, ended=True)
         assert json.loads(page.entries[0].body)["content"] == "Remember me"
 
         await age(store, session.session_id, 60 * MINUTE_MS)
         with pytest.raises(SessionNotFound):
-            await store.sessions.read(session.session_id, app=LOCAL_APP)
+            await store.sessions.read(session.session_id, grant=LOCAL_APP)
 
 
 class TestTurns:
@@ -201,7 +201,7 @@ class TestTurns:
         body = answer_body("Forty-two")
         await store.turns.complete(session.session_id, turn.turn_id, fence=turn.fence, body=body)
 
-        answer = await store.turns.answer(session.session_id, turn.turn_id, app=LOCAL_APP)
+        answer = await store.turns.answer(session.session_id, turn.turn_id, grant=LOCAL_APP)
         assert answer is not None
         assert json.loads(answer.body)["content"] == "Forty-two"
 
@@ -213,9 +213,9 @@ class TestTurns:
 
         await age(store, session.session_id, 8_000)
 
-        assert (await store.sessions.read(session.session_id, app=LOCAL_APP)).stage == "waiting"
+        assert (await store.sessions.read(session.session_id, grant=LOCAL_APP)).stage == "waiting"
         await complete(store, taken)
-        assert (await store.sessions.read(session.session_id, app=LOCAL_APP)).remaining_ms > 29 * MINUTE_MS
+        assert (await store.sessions.read(session.session_id, grant=LOCAL_APP)).remaining_ms > 29 * MINUTE_MS
 
     async def test_an_agent_that_dies_is_replaced_and_comes_too_late(self, store: Store) -> None:
         """Its lease lapses, another worker gets the turn, and the dead one's writes are refused."""
@@ -240,7 +240,7 @@ class TestTurns:
         await complete(store, await claimed(store, session.session_id), "uno")
         await say(store, session.session_id, "two", once=once("2"))
 
-        replay = await store.log.replay(session.session_id, app=LOCAL_APP, after=first.cursor)
+        replay = await store.log.replay(session.session_id, grant=LOCAL_APP, after=first.cursor)
 
         assert [json.loads(entry.body)["content"] for entry in replay.entries] == ["uno", "two"]
         assert replay.entries[0].prev == first.cursor

@@ -7,9 +7,9 @@ from urllib.parse import parse_qs
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from sessions_api.domain.access import Caller, local_caller
 from sessions_api.domain.ids import (
     LOCAL_APP,
-    AppName,
     SessionId,
     TurnId,
     new_message_id,
@@ -17,7 +17,9 @@ from sessions_api.domain.ids import (
     new_turn_id,
 )
 from sessions_api.domain.messages import NewMessage
-from sessions_api.live.operations import Answer, Caller
+from sessions_api.errors import SessionsError
+from sessions_api.live.handshake import Handshake
+from sessions_api.live.operations import Answer
 from sessions_api.live.sse import start_of, stream_events
 from sessions_api.live.websocket import Conversation
 from sessions_api.store import Store
@@ -42,12 +44,8 @@ async def served(scene: Scene) -> AsyncIterator[Served]:
         yield served
 
 
-class Local:
-    """The caller of a service without keys."""
-
-    @property
-    def app(self) -> AppName:
-        return LOCAL_APP
+LOCAL = local_caller(LOCAL_APP)
+"""The caller of a service without keys."""
 
 
 class LocalOperations:
@@ -63,22 +61,24 @@ class LocalOperations:
         message_id = new_message_id()
         appended = await self._store.log.append(
             session_id,
-            app=caller.app,
+            grant=caller.grant,
             message=NewMessage(message_id, user_body(message_id, body["content"], USER)),
             turn_id=new_turn_id(),
         )
         return Answer(201, f'{{"id":"{message_id}","turnId":"{appended.turn_id}"}}'.encode())
 
     async def heartbeat(self, session_id: SessionId, caller: Caller) -> Answer:
-        session, renewed = await self._store.sessions.heartbeat(session_id, app=caller.app, op=new_op_id())
+        session, renewed = await self._store.sessions.heartbeat(
+            session_id, grant=caller.grant, op=new_op_id()
+        )
         return Answer(200, session_json(session, renewed=renewed))
 
     async def renew(self, session_id: SessionId, caller: Caller, idempotency_key: str | None) -> Answer:
-        session, _ = await self._store.sessions.renew(session_id, app=caller.app, op=new_op_id())
+        session, _ = await self._store.sessions.renew(session_id, grant=caller.grant, op=new_op_id())
         return Answer(200, session_json(session))
 
     async def cancel(self, session_id: SessionId, caller: Caller, turn_id: str) -> Answer:
-        turn = await self._store.turns.cancel(session_id, TurnId(turn_id), app=caller.app)
+        turn = await self._store.turns.cancel(session_id, TurnId(turn_id), grant=caller.grant)
         return Answer(200, f'{{"turnId":"{turn.turn_id}","state":"{turn.state}"}}'.encode())
 
 
@@ -96,25 +96,33 @@ class LiveApp:
         query = parse_qs(scope["query_string"].decode())
         start = start_of(headers.get("last-event-id"), query.get("after", [""])[0])
         if kind == "ws":
-            await Conversation(
+            handshake = Handshake(
                 receive,
                 send,
-                hub=self._scene.hub,
-                operations=LocalOperations(self._scene.store),
-                session_id=SessionId(session_id),
-                caller=Local(),
-                after=start.after,
                 request_id="test",
                 instance=scope["path"],
                 offered=scope["subprotocols"],
+            )
+            conversation = Conversation(
+                handshake,
+                hub=self._scene.hub,
+                operations=LocalOperations(self._scene.store),
+                session_id=SessionId(session_id),
+                caller=LOCAL,
+                authenticate=lambda _token: LOCAL,
+                after=start.after,
                 send_timeout_s=self._send_timeout_s,
-            ).run()
+            )
+            try:
+                await conversation.run()
+            except SessionsError as error:
+                await handshake.refuse(error)
         elif start.is_over:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
         else:
             subscription = await self._scene.hub.follow(
-                SessionId(session_id), app=LOCAL_APP, after=start.after
+                SessionId(session_id), grant=LOCAL_APP, after=start.after
             )
             await stream_events(
                 subscription, receive, send, beat_s=self._beat_s, send_timeout_s=self._send_timeout_s

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentState
-from sessions_api.domain.ids import LOCAL_APP, AgentId
+from sessions_api.domain.ids import AgentId
 from tests.support.scene import AGENT, Scene, data, types
 from tests.support.servers import RealServer
 from tests.support.waiting import until
@@ -91,7 +92,7 @@ class TestAvailability:
     ) -> None:
         session = await known.session()
         server.pause()
-        following = asyncio.create_task(known.hub.follow(session.session_id, app=LOCAL_APP, after=None))
+        following = asyncio.create_task(known.hub.follow(session.session_id, grant=EVERYTHING, after=None))
         await until(lambda: known.hub.followers == 1)
 
         known.hub.agent_changed(AGENT, BUSY)

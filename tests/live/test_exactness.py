@@ -174,7 +174,7 @@ async def _something(scene: Scene, session_id: SessionId, dice: random.Random, n
     answering = await _begun(scene, session_id, dice)
     match kind:
         case "cancel":
-            await scene.store.turns.cancel(session_id, answering.turn_id, app=LOCAL_APP)
+            await scene.store.turns.cancel(session_id, answering.turn_id, grant=LOCAL_APP)
         case "fail":
             await answering.fail()
         case "retry":

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from sessions_api.domain.ids import LOCAL_APP, AppName, SessionId, new_op_id, new_session_id
+from sessions_api.domain.access import EVERYTHING
+from sessions_api.domain.ids import LOCAL_APP, SessionId, new_op_id, new_session_id
 from sessions_api.domain.sessions import ConfigChange
 from sessions_api.errors import SessionNotFound, TooManyFollowers
 from tests.support.scene import USER, Scene, contents, data, types
@@ -186,9 +187,9 @@ class TestFollow:
         session = await scene.session()
 
         with pytest.raises(SessionNotFound):
-            await scene.hub.follow(new_session_id(USER), app=LOCAL_APP, after=None)
+            await scene.hub.follow(new_session_id(USER), grant=LOCAL_APP, after=None)
         with pytest.raises(SessionNotFound):
-            await scene.hub.follow(session.session_id, app=AppName("other"), after=None)
+            await scene.hub.follow(session.session_id, grant="other", after=None)
 
         assert scene.hub.followers == 0
 
@@ -222,7 +223,7 @@ class TestFollow:
         follower = await scene.follow(session.session_id)
 
         await scene.configure(session.session_id, timeout_ms=10 * 60_000)
-        await scene.store.sessions.heartbeat(session.session_id, app=LOCAL_APP, op=new_op_id())
+        await scene.store.sessions.heartbeat(session.session_id, grant=LOCAL_APP, op=new_op_id())
         events = await follower.until("session.updated")
 
         assert data(events[-1])["timeoutConfig"]["timeoutMinutes"] == 10
@@ -235,7 +236,9 @@ class TestFollow:
         follower = await scene.follow(session.session_id)
 
         change = ConfigChange(warning_ms=("s", session.config.timeout_ms - 1))
-        await scene.store.sessions.configure(session.session_id, app=LOCAL_APP, op=new_op_id(), change=change)
+        await scene.store.sessions.configure(
+            session.session_id, grant=LOCAL_APP, op=new_op_id(), change=change
+        )
         events = await follower.until("session.updated")
 
         assert data(events[-1])["warningState"]["sent"]
@@ -296,7 +299,7 @@ async def _history(scene: Scene, session_id: SessionId) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     before = None
     while True:
-        page = await scene.store.log.history(session_id, app=None, limit=100, before=before)
+        page = await scene.store.log.history(session_id, grant=EVERYTHING, limit=100, before=before)
         found += [json.loads(entry.body) for entry in page.entries]
         if not page.has_more:
             return found[::-1]

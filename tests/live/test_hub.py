@@ -45,7 +45,7 @@ class TestSlowFollower:
         events = await follower.until(lambda event: event.closing is not None)
 
         assert events[-1].closing == TOO_SLOW
-        assert follower.subscription._bytes < 2**20
+        assert follower.subscription._queue.bytes < 2**20
 
 
 class TestSlowFollowerOfAStream:
@@ -140,6 +140,7 @@ class TestEndedSession:
         """The hub says so to everybody; who has no position yet gets none of it."""
         session = await scene.session()
         await scene.say(session.session_id, "one")
+        await scene.store.log.check_opens(session.session_id, LOCAL_APP)  # asked once only
 
         server.pause()
         following = asyncio.create_task(scene.follow(session.session_id))
@@ -159,7 +160,7 @@ class TestEndedSession:
         said = await scene.say(session.session_id, "one")
         follower = await scene.follow(session.session_id)
 
-        await scene.store.sessions.end(session.session_id, app=LOCAL_APP)
+        await scene.store.sessions.end(session.session_id, grant=LOCAL_APP)
         events = await follower.until("closing")
 
         assert types(events)[1:] == ["turn.cancelled", "session.ended", "closing"]

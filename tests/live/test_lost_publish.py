@@ -104,7 +104,7 @@ class TestLostPublish:
             follower = await scene.follow(session.session_id)
 
             async with Deafened(scene):
-                await scene.store.sessions.end(session.session_id, app=LOCAL_APP)
+                await scene.store.sessions.end(session.session_id, grant=LOCAL_APP)
             events = await follower.until(lambda event: event.closing is not None)
 
             assert types(events)[-2:] == ["session.ended", "closing"]

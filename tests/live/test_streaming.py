@@ -267,12 +267,12 @@ class Play:
             case "empty":
                 await answering.complete("")
             case "cancel":
-                await self._near.store.turns.cancel(self._session_id, self._turn_id, app=LOCAL_APP)
+                await self._near.store.turns.cancel(self._session_id, self._turn_id, grant=LOCAL_APP)
             case "fail":
                 await answering.fail()
 
     async def check(self) -> None:
-        history = await self._far.store.log.replay(self._session_id, app=LOCAL_APP, after=0)
+        history = await self._far.store.log.replay(self._session_id, grant=LOCAL_APP, after=0)
         entries = [entry.cursor for entry in history.entries]
         [answer] = [json.loads(entry.body) for entry in history.entries if entry.status] or [None]
         for reader in self.readers:

@@ -52,7 +52,7 @@ class TestOutcome:
         async with scene.hub.watch(session.session_id) as watch:
             said = await scene.say(session.session_id, "hello")
             await (await scene.claim(session.session_id)).say("so f")
-            await scene.store.turns.cancel(session.session_id, said.turn_id, app=LOCAL_APP)
+            await scene.store.turns.cancel(session.session_id, said.turn_id, grant=LOCAL_APP)
             outcome = await watch.outcome(said.turn_id, timeout_ms=5_000)
 
         assert (outcome.kind, content(outcome)) == ("cancelled", "so f")
@@ -61,7 +61,7 @@ class TestOutcome:
         session = await scene.session()
         async with scene.hub.watch(session.session_id) as watch:
             said = await scene.say(session.session_id, "hello")
-            await scene.store.turns.cancel(session.session_id, said.turn_id, app=LOCAL_APP)
+            await scene.store.turns.cancel(session.session_id, said.turn_id, grant=LOCAL_APP)
             outcome = await watch.outcome(said.turn_id, timeout_ms=5_000)
 
         assert (outcome.kind, outcome.answer, outcome.error) == ("cancelled", None, None)
@@ -109,7 +109,7 @@ class TestOutcome:
         async with scene.hub.watch(session.session_id) as watch:
             said = await scene.say(session.session_id, "hello")
             outcome = await watch.outcome(said.turn_id, timeout_ms=200)
-        turn = await scene.store.turns.read(session.session_id, said.turn_id, app=LOCAL_APP)
+        turn = await scene.store.turns.read(session.session_id, said.turn_id, grant=LOCAL_APP)
 
         assert outcome.kind == "timed_out"
         assert isinstance(outcome.error, AgentTimedOut)
@@ -142,7 +142,7 @@ class TestOutcome:
         session = await scene.session()
         async with scene.hub.watch(session.session_id) as watch:
             said = await scene.say(session.session_id, "hello")
-            await scene.store.sessions.end(session.session_id, app=LOCAL_APP)
+            await scene.store.sessions.end(session.session_id, grant=LOCAL_APP)
             outcome = await watch.outcome(said.turn_id, timeout_ms=5_000)
 
         assert outcome.kind == "deleted"
@@ -175,7 +175,7 @@ class TestOutcome:
         session = await scene.session()
         one = await scene.say(session.session_id, "one")
         async with scene.hub.watch(session.session_id) as watch:
-            await scene.store.sessions.end(session.session_id, app=LOCAL_APP)
+            await scene.store.sessions.end(session.session_id, grant=LOCAL_APP)
             deleted = await watch.outcome(one.turn_id, timeout_ms=5_000, is_repeat=True)
         session = await scene.session()
         two = await scene.say(session.session_id, "two")
@@ -205,7 +205,7 @@ class TestOutcome:
             if how == "complete":
                 await answering.complete()
             elif how == "cancel":
-                await scene.store.turns.cancel(session.session_id, said.turn_id, app=LOCAL_APP)
+                await scene.store.turns.cancel(session.session_id, said.turn_id, grant=LOCAL_APP)
             else:
                 await answering.fail()
             outcome = await waiting

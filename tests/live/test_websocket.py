@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from sessions_api.domain.ids import LOCAL_APP, SessionId, new_session_id
-from sessions_api.live.websocket import FRAMES_BURST, MAX_FRAME_BYTES, BadFrame, read_frame
+from sessions_api.live.framing import FRAMES_BURST, MAX_FRAME_BYTES, BadFrame, read_frame
 from tests.live.conftest import LiveApp
 from tests.support.scene import USER, Scene
 from tests.support.streams import Served
@@ -237,7 +237,7 @@ class TestClose:
 
         async with Chat(served, session.session_id) as chat:
             await chat.next()
-            await scene.store.sessions.end(session.session_id, app=LOCAL_APP)
+            await scene.store.sessions.end(session.session_id, grant=LOCAL_APP)
             await chat.until(type="session.ended")
             assert await chat.closed() == 4404
 

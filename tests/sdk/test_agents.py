@@ -59,6 +59,14 @@ class TestDefinition:
         ]
         assert all(each.headers["x-api-key"] == "id.secret" for each in desk.heard)
 
+    async def test_its_key_may_come_from_the_environment(self, desk: Desk, monkeypatch: Any) -> None:
+        monkeypatch.setenv("SESSIONS_API_KEY", "from.environment")
+
+        async with Agent(desk.url, AGENT, handler=shout):
+            await until(lambda: desk.heard)
+
+        assert desk.heard[0].headers["x-api-key"] == "from.environment"
+
     async def test_without_a_name_is_somebody_elses(self, desk: Desk) -> None:
         async with Agent(desk.url, AGENT, handler=shout):
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import ECHO_ID, AgentDefinition
 from sessions_api.domain.ids import AgentId, AppName
 from sessions_api.domain.timeouts import TimeoutChoice
@@ -105,7 +106,7 @@ class TestSessionsOf:
 
     async def test_what_ended_is_not_counted(self, store: Store) -> None:
         deleted, expired, _live = [(await opened(store)).session_id for _ in range(3)]
-        await store.sessions.end(deleted, app=None)
+        await store.sessions.end(deleted, grant=EVERYTHING)
         await age(store, expired, CONFIG.timeout_ms)
         await store.alarms.ring(expired)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sessions_api.domain import timeouts
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import new_op_id, partition_of_session
 from sessions_api.domain.sessions import ConfigChange, Session
 from sessions_api.domain.timeouts import TimeoutConfig
@@ -60,9 +61,9 @@ class Life:
             case "ring":
                 return await store.alarms.ring(sid)
             case "renew":
-                return await store.sessions.renew(sid, app=None, op=new_op_id())
+                return await store.sessions.renew(sid, grant=EVERYTHING, op=new_op_id())
             case "heartbeat":
-                return await store.sessions.heartbeat(sid, app=None, op=new_op_id())
+                return await store.sessions.heartbeat(sid, grant=EVERYTHING, op=new_op_id())
             case "message":
                 return await say(store, sid)
             case "hold":
@@ -77,7 +78,7 @@ class Life:
                 return await complete(store, self.taken)
             case "configure":
                 change = ConfigChange(**{name: ("s", value) for name, value in step.change.items()})
-                return await store.sessions.configure(sid, app=None, op=new_op_id(), change=change)
+                return await store.sessions.configure(sid, grant=EVERYTHING, op=new_op_id(), change=change)
             case _:
                 raise AssertionError(step.act)
         return None
@@ -102,7 +103,7 @@ async def test_lives(store: Store, server: TestServer, case: Case) -> None:
             return
         assert (int(fields.get(b"warned_ms", 0)) > 0) is step.near, where
         assert (await store.listing.near()) == step.near, where
-        read = await store.sessions.read(session.session_id, app=None)
+        read = await store.sessions.read(session.session_id, grant=EVERYTHING)
         if step.act in {"renew", "release"} or (
             step.act in {"message", "heartbeat"} and case.config.auto_renew
         ):
@@ -169,13 +170,13 @@ class TestRing:
         partition = store.keyspace.partition(partition_of_session(sid))
         await age(store, sid, 10 * MINUTE_MS)
         first = server.call("ZSCORE", partition.due, sid)
-        await store.sessions.heartbeat(sid, app=None, op=new_op_id())
+        await store.sessions.heartbeat(sid, grant=EVERYTHING, op=new_op_id())
         assert server.call("ZSCORE", partition.due, sid) == first
 
         await age(store, sid, 15 * MINUTE_MS)
         assert (await store.alarms.ring(sid)).outcome == "idle"
 
-        after = await store.sessions.read(sid, app=None)
+        after = await store.sessions.read(sid, grant=EVERYTHING)
         due = int(float(server.call("ZSCORE", partition.due, sid)))
         assert due == after.expires_ms - CONFIG.warning_ms
 
@@ -210,8 +211,8 @@ class TestExpiry:
         await say(store, sid)
         taken = await claimed(store, sid)
         await store.turns.delta(sid, taken.turn.turn_id, fence=taken.turn.fence, text="a", offset=0)
-        await store.sessions.renew(sid, app=None, op=new_op_id())
-        before = await store.sessions.read(sid, app=None)
+        await store.sessions.renew(sid, grant=EVERYTHING, op=new_op_id())
+        before = await store.sessions.read(sid, grant=EVERYTHING)
         await age(store, sid, CONFIG.timeout_ms)
         await store.alarms.ring(sid)
 
@@ -244,7 +245,7 @@ class TestExpiry:
         ]  # fmt: skip
         assert [kind for kind, *_ in heard[2:]] == ["session.expired"]
         for each in (running, queued):
-            turn = await store.turns.read(sid, each.turn_id, app=None)
+            turn = await store.turns.read(sid, each.turn_id, grant=EVERYTHING)
             assert turn.error is not None
             assert (turn.state, turn.error.code) == ("failed", "SESSION_EXPIRED")
 
@@ -289,7 +290,7 @@ class TestExpiry:
         await until(lambda: server.keys() == before)
         for session in sessions:
             with pytest.raises(SessionNotFound):
-                await store.sessions.read(session.session_id, app=None)
+                await store.sessions.read(session.session_id, grant=EVERYTHING)
 
     async def test_is_seen_at_the_instant_itself(self, store: Store) -> None:
         """By waiting for once: live while time remains, over afterwards, with no keeper running."""
@@ -297,7 +298,7 @@ class TestExpiry:
         last_ms = session.now_ms
         with pytest.raises(SessionExpired) as error:  # noqa: PT012  the loop is what ends in it
             while True:
-                last_ms = (await store.sessions.read(session.session_id, app=None)).now_ms
+                last_ms = (await store.sessions.read(session.session_id, grant=EVERYTHING)).now_ms
                 assert last_ms < session.expires_ms
 
         assert error.value.expires_ms == session.expires_ms

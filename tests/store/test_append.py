@@ -190,7 +190,7 @@ class TestAppendOnce:
     async def test_deleted_meanwhile_it_is_not_found(self, store: Store) -> None:
         session = await opened(store)
         await say(store, session.session_id, once=once())
-        await store.sessions.end(session.session_id, app=LOCAL_APP)
+        await store.sessions.end(session.session_id, grant=LOCAL_APP)
 
         with pytest.raises(SessionNotFound):
             await say(store, session.session_id, once=once())

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import AgentId, SessionId, new_message_id, new_turn_id, partition_of_session
 from sessions_api.store import Store
 from tests.support.servers import TestServer
@@ -99,7 +100,7 @@ class TestClaim:
         )  # fmt: skip
 
         assert claim.next == sessions[1].session_id
-        assert await store.turns.next_ready(AGENT) == [sessions[1].session_id]
+        assert await store.ready.next_ready(AGENT) == [sessions[1].session_id]
 
     @pytest.mark.parametrize("size", [0, 1, 3])
     async def test_history_counts_messages_and_says_if_there_is_more(self, store: Store, size: int) -> None:
@@ -184,7 +185,7 @@ class TestClaim:
     async def test_holds_the_session_for_the_first_lease(self, store: Store) -> None:
         taken = await started(store)
 
-        session = await store.sessions.read(SessionId(taken.session_id), app=None)
+        session = await store.sessions.read(SessionId(taken.session_id), grant=EVERYTHING)
 
         assert session.held_until_ms == taken.turn.started_ms + FIRST_LEASE_MS
         assert (session.stage, session.turn_state) == ("waiting", "running")
@@ -205,6 +206,6 @@ class TestStaleReady:
         partition = partition_of_session(session.session_id)
 
         async def is_found() -> bool:
-            return await store.turns.stale_ready(partition) == [(AGENT, session.session_id)]
+            return await store.ready.stale_ready(partition) == [(AGENT, session.session_id)]
 
         await eventually(is_found, within_s=5)

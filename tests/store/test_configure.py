@@ -18,7 +18,7 @@ class TestConfigure:
     ) -> Session:
         return await store.sessions.configure(
             session.session_id,
-            app=LOCAL_APP,
+            grant=LOCAL_APP,
             op=new_op_id(),
             change=ConfigChange(**fields),
             if_match=if_match,
@@ -59,7 +59,7 @@ class TestConfigure:
         with pytest.raises(InvalidInput):
             await self._patch(store, session, timeout_ms=("s", 10 * MINUTE_MS))
 
-        after = await store.sessions.read(session.session_id, app=LOCAL_APP)
+        after = await store.sessions.read(session.session_id, grant=LOCAL_APP)
         assert (after.config, after.config_version) == (CONFIG, 1)
 
     async def test_fields_that_contradict_each_other_are_refused(self, store: Store) -> None:
@@ -70,7 +70,7 @@ class TestConfigure:
         with pytest.raises(InvalidInput, match="maxDurationMinutes"):
             await self._patch(store, session, max_duration_ms=("s", CONFIG.timeout_ms - 1))
 
-        assert (await store.sessions.read(session.session_id, app=LOCAL_APP)).config == CONFIG
+        assert (await store.sessions.read(session.session_id, grant=LOCAL_APP)).config == CONFIG
 
     async def test_an_inherited_threshold_is_halved_to_fit(self, store: Store) -> None:
         session = await opened(store)
@@ -83,10 +83,10 @@ class TestConfigure:
         session = await opened(store)
         op = new_op_id()
         change = ConfigChange(timeout_ms=("s", 10 * MINUTE_MS))
-        await store.sessions.configure(session.session_id, app=LOCAL_APP, op=op, change=change, if_match=1)
+        await store.sessions.configure(session.session_id, grant=LOCAL_APP, op=op, change=change, if_match=1)
 
         again = await store.sessions.configure(
-            session.session_id, app=LOCAL_APP, op=op, change=change, if_match=1
+            session.session_id, grant=LOCAL_APP, op=op, change=change, if_match=1
         )
 
         assert again.config_version == 2

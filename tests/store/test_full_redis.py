@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import AgentId, OpId, new_message_id
 from sessions_api.domain.messages import NewMessage
@@ -88,12 +89,12 @@ class TestWrites:
         store, running = full.store, full.running
         await full.refused(store.sessions.create(new_session()))
         await full.refused(store.sessions.create(new_session(), once=once()))
-        await full.refused(store.sessions.renew(full.idle, app=None, op=OpId("a")))
-        await full.refused(store.sessions.renew(full.idle, app=None, op=OpId("a"), once=once()))
-        await full.refused(store.sessions.heartbeat(full.idle, app=None, op=OpId("a")))
+        await full.refused(store.sessions.renew(full.idle, grant=EVERYTHING, op=OpId("a")))
+        await full.refused(store.sessions.renew(full.idle, grant=EVERYTHING, op=OpId("a"), once=once()))
+        await full.refused(store.sessions.heartbeat(full.idle, grant=EVERYTHING, op=OpId("a")))
         await full.refused(
             store.sessions.configure(
-                full.idle, app=None, op=OpId("a"), change=ConfigChange(timeout_ms=("s", 60_000_000))
+                full.idle, grant=EVERYTHING, op=OpId("a"), change=ConfigChange(timeout_ms=("s", 60_000_000))
             )
         )
         await full.refused(say(store, full.idle))
@@ -105,7 +106,10 @@ class TestWrites:
         await full.refused(claimed(store, full.queued))
         await full.refused(
             store.log.speak(
-                full.idle, app=None, agent=AGENT, message=NewMessage(new_message_id(), agent_body("m", "hi"))
+                full.idle,
+                grant=EVERYTHING,
+                agent=AGENT,
+                message=NewMessage(new_message_id(), agent_body("m", "hi")),
             )
         )
         await full.refused(store.agents.put(AgentDefinition(AGENT, "Agent", "worker")))
@@ -151,8 +155,8 @@ class TestWrites:
         except StorageFull:
             assert dump(full.server) == before
         else:
-            session = await store.sessions.read(sid, app=None)
-            state = (await store.turns.read(sid, turn.turn_id, app=None)).state
+            session = await store.sessions.read(sid, grant=EVERYTHING)
+            state = (await store.turns.read(sid, turn.turn_id, grant=EVERYTHING)).state
             assert state == {"extend": "running", "final": "failed", "empty": "completed"}.get(how, "queued")
             assert (session.held_until_ms > 0) is (state == "running")
             assert session.queued == (2 if state == "queued" else 1)
@@ -162,15 +166,15 @@ class TestWrites:
 class TestWhatGoesOn:
     async def test_reads(self, full: Full) -> None:
         store = full.store
-        assert (await store.sessions.read(full.busy, app=None)).turn_state == "running"
-        assert len((await store.log.history(full.busy, app=None, limit=9)).entries) == 2
-        replay = await store.log.replay(full.busy, app=None, after=0)
+        assert (await store.sessions.read(full.busy, grant=EVERYTHING)).turn_state == "running"
+        assert len((await store.log.history(full.busy, grant=EVERYTHING, limit=9)).entries) == 2
+        replay = await store.log.replay(full.busy, grant=EVERYTHING, after=0)
         assert replay.draft is not None
         assert replay.draft.text == "so"
-        assert (await store.turns.read(full.busy, full.running.turn_id, app=None)).state == "running"
-        assert await store.turns.answer(full.busy, full.running.turn_id, app=None) is None
+        assert (await store.turns.read(full.busy, full.running.turn_id, grant=EVERYTHING)).state == "running"
+        assert await store.turns.answer(full.busy, full.running.turn_id, grant=EVERYTHING) is None
         assert len((await store.listing.page(app=None)).sessions) == 5
-        assert await store.turns.next_ready(AGENT) == [full.queued]
+        assert await store.ready.next_ready(AGENT) == [full.queued]
 
     async def test_warnings_and_expiry(self, full: Full) -> None:
         store = full.store
@@ -180,7 +184,7 @@ class TestWhatGoesOn:
             await age(store, sid, CONFIG.timeout_ms)
             assert (await store.alarms.ring(sid)).outcome == "expired"
             with pytest.raises(SessionExpired):
-                await store.sessions.read(sid, app=None)
+                await store.sessions.read(sid, grant=EVERYTHING)
 
         assert await store.listing.total(app=None) == 0
 
@@ -189,28 +193,28 @@ class TestWhatGoesOn:
 
         assert (await full.store.alarms.ring(full.busy)).outcome == "lapsed"
 
-        session = await full.store.sessions.read(full.busy, app=None)
+        session = await full.store.sessions.read(full.busy, grant=EVERYTHING)
         assert (session.turn_state, session.queued) == ("queued", 2)
 
     async def test_ending(self, full: Full) -> None:
         for sid in (full.idle, full.warned, full.queued, full.busy, full.held):
-            await full.store.sessions.end(sid, app=None)
+            await full.store.sessions.end(sid, grant=EVERYTHING)
             with pytest.raises(SessionNotFound):
-                await full.store.sessions.read(sid, app=None)
+                await full.store.sessions.read(sid, grant=EVERYTHING)
 
     async def test_cancelling(self, full: Full) -> None:
-        running = await full.store.turns.cancel(full.busy, full.running.turn_id, app=None)
-        behind = await full.store.turns.cancel(full.busy, full.behind, app=None)
+        running = await full.store.turns.cancel(full.busy, full.running.turn_id, grant=EVERYTHING)
+        behind = await full.store.turns.cancel(full.busy, full.behind, grant=EVERYTHING)
 
         assert running.state == behind.state == "cancelled"
-        answer = await full.store.turns.answer(full.busy, running.turn_id, app=None)
+        answer = await full.store.turns.answer(full.busy, running.turn_id, grant=EVERYTHING)
         assert answer is not None
-        assert (await full.store.sessions.read(full.busy, app=None)).turn_id is None
+        assert (await full.store.sessions.read(full.busy, grant=EVERYTHING)).turn_id is None
 
     async def test_abandoning(self, full: Full) -> None:
         assert await full.store.turns.abandon(full.busy, code="X", message="x") == 2
         assert await full.store.turns.abandon(full.queued, code="X", message="x") == 1
-        assert await full.store.turns.open_of(AGENT) == [full.held]
+        assert await full.store.ready.open_of(AGENT) == [full.held]
 
     async def test_a_workers_goodbye(self, full: Full) -> None:
         await full.store.attendance.settle()

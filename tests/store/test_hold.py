@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, SessionId
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.errors import SessionExpired
@@ -22,13 +23,13 @@ class TestHold:
         await act(store, "delta", taken)
         await age(store, sid, 25_000)
 
-        held = await store.sessions.read(sid, app=None)
+        held = await store.sessions.read(sid, grant=EVERYTHING)
         assert held.expires_ms < held.now_ms < held.held_until_ms
         assert held.remaining_ms == held.held_until_ms - held.now_ms
 
         await complete(store, taken)
 
-        after = await store.sessions.read(sid, app=None)
+        after = await store.sessions.read(sid, grant=EVERYTHING)
         assert after.expires_ms == after.last_renewal_ms + 20_000
         assert after.last_renewal_ms > held.last_renewal_ms
 
@@ -47,14 +48,14 @@ class TestHold:
         ears.heard()
 
         if name == "cancel":
-            await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+            await store.turns.cancel(sid, taken.turn.turn_id, grant=LOCAL_APP)
         else:
             await act(store, name, taken)
 
         heard = ears.types()
         assert heard[-1] == "session.expired"
         with pytest.raises(SessionExpired) as error:
-            await store.sessions.read(sid, app=LOCAL_APP)
+            await store.sessions.read(sid, grant=LOCAL_APP)
         assert error.value.expires_ms > session.expires_ms - 34_000
         outcome = {"complete": "completed", "cancel": "cancelled"}.get(name, "failed")
         assert (await turn_of(store, taken)).state == outcome
@@ -80,13 +81,13 @@ class TestHold:
         taken = await claimed(store, sid)
         await act(store, "delta", taken)
 
-        held = await store.sessions.read(sid, app=None)
+        held = await store.sessions.read(sid, grant=EVERYTHING)
         assert held.held_until_ms == held.created_ms + 25_000
         await age(store, sid, 25_000)
         assert (await store.alarms.ring(sid)).outcome == "expired"
 
         with pytest.raises(SessionExpired) as error:
-            await store.sessions.read(sid, app=LOCAL_APP)
+            await store.sessions.read(sid, grant=LOCAL_APP)
         assert error.value.reason == "max_duration"
         turn = await turn_of(store, taken)
         assert turn.error is not None
@@ -97,7 +98,7 @@ class TestHold:
         await say(store, session.session_id)
         await age(store, session.session_id, NO_RENEWAL.timeout_ms)
         with pytest.raises(SessionExpired):
-            await store.sessions.read(session.session_id, app=LOCAL_APP)
+            await store.sessions.read(session.session_id, grant=LOCAL_APP)
 
         taken = await started(store, config=TimeoutConfig(5_000, False, MINUTE_MS, 1_000))
         await age(store, SessionId(taken.session_id), FIRST_LEASE_MS)

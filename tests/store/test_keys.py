@@ -18,7 +18,21 @@ from sessions_api.domain.ids import (
     partition_of_session,
 )
 from sessions_api.errors import SettingsError
-from sessions_api.store import Store, agents, alarms, attendance, keys, log, scripts, sessions, turns
+from sessions_api.store import (
+    Store,
+    agents,
+    alarms,
+    attendance,
+    keys,
+    keyuses,
+    limits,
+    log,
+    ready,
+    scripts,
+    sessions,
+    signing,
+    turns,
+)
 from sessions_api.store.attendance import Presence
 from sessions_api.store.connection import Redis, Script
 from sessions_api.store.keys import TAGS, Keyspace
@@ -26,7 +40,9 @@ from tests.support.servers import TestServer
 from tests.support.stores import AGENT, USER, Ears, age, claimed, opened, say
 
 LUA = files("sessions_api.store") / "lua"
-MODULES: tuple[ModuleType, ...] = (sessions, log, turns, alarms, agents, attendance, scripts)
+MODULES: tuple[ModuleType, ...] = (
+    sessions, log, turns, ready, alarms, agents, attendance, limits, signing, keyuses, scripts,
+)  # fmt: skip
 FILES = sorted(entry.name.removesuffix(".lua") for entry in LUA.iterdir() if entry.name.endswith(".lua"))
 LIB = sorted(entry.name.removesuffix(".lua") for entry in (LUA / "lib").iterdir())
 SLOTS = 16_384
@@ -54,11 +70,11 @@ def slot_of(key: bytes) -> int:
 
 class TestKeyspace:
     def test_all_keys_of_a_session_lie_in_one_slot(self) -> None:
-        """With its idempotency records and its channel: a transition is one script, on a Cluster too."""
+        """With its limits, idempotency records and channel: a transition is one script, on a Cluster too."""
         for number in range(200):
             of = Keyspace().of(new_session_id(UserId(f"{number:08x}-1111-4111-8111-111111111111")))
 
-            assert len({slot_of(key) for key in [*of.all(), of.once("digest")]}) == 1
+            assert len({slot_of(key) for key in [*of.all(), of.once("digest"), of.limit("policy", "x")]}) == 1
 
     def test_slots_spread_evenly_over_a_cluster(self) -> None:
         """Of any cluster of up to sixteen nodes, none keeps less than half or more than twice its share."""
@@ -87,6 +103,8 @@ class TestKeyspace:
         assert not keyspace.is_standing(keyspace.workers(AGENT))
         assert not any(map(keyspace.is_standing, (session, alarm, log_, turns_, draft, of.once("x"))))
         assert not keyspace.is_standing(keyspace.partition(0).keeper)
+        assert not keyspace.is_standing(keyspace.limit("policy", "subject"))
+        assert not keyspace.is_standing(of.limit("policy", "subject"))
 
     def test_the_table_lists_every_kind_of_key(self) -> None:
         partition = Keyspace().partition(0)
@@ -191,10 +209,8 @@ class TestScriptTexts:
 
 
 def _python_files() -> list[str]:
-    return [
-        f"{name}.py"
-        for name in ("sessions", "log", "turns", "alarms", "agents", "attendance", "scripts", "listing")
-    ]
+    names = "sessions log turns alarms agents attendance limits scripts listing".split()
+    return [f"{name}.py" for name in names]
 
 
 class TestChannels:

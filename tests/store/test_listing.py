@@ -51,7 +51,7 @@ class TestPage:
     async def test_leaves_out_what_expired_or_was_deleted(self, store: Store) -> None:
         sessions = [await opened(store) for _ in range(4)]
         await age(store, sessions[1].session_id, CONFIG.timeout_ms)
-        await store.sessions.end(sessions[2].session_id, app=LOCAL_APP)
+        await store.sessions.end(sessions[2].session_id, grant=LOCAL_APP)
 
         ids = await self._all(store, 2, app=LOCAL_APP, user_id=USER)
 

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, SessionId, new_message_id, new_turn_id
 from sessions_api.domain.messages import NewMessage
 from sessions_api.errors import SessionExpired, SessionNotFound
@@ -37,7 +38,7 @@ async def talked(store: Store, seed: int, *, length: int = 24) -> SessionId:
                 await say(store, sid, f"{number}")
             case 1:
                 await say(store, sid, f"{number}", on_busy="interrupt")
-            case _ if not (await store.sessions.read(sid, app=None)).queued:
+            case _ if not (await store.sessions.read(sid, grant=EVERYTHING)).queued:
                 await say(store, sid, f"{number}")
             case 2:
                 await complete(store, await claimed(store, sid), f"answer {number}")
@@ -49,7 +50,7 @@ async def talked(store: Store, seed: int, *, length: int = 24) -> SessionId:
             case 4:
                 turn = (await claimed(store, sid)).turn
                 await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text="part", offset=0)
-                await store.turns.cancel(sid, turn.turn_id, app=None)
+                await store.turns.cancel(sid, turn.turn_id, grant=EVERYTHING)
             case _:
                 pass
     return sid
@@ -75,7 +76,7 @@ class TestHistory:
                 forward = after is not None and before is None
                 expected = within[:limit] if forward else within[-limit:]
 
-                page = await store.log.history(sid, app=LOCAL_APP, limit=limit, before=before, after=after)
+                page = await store.log.history(sid, grant=LOCAL_APP, limit=limit, before=before, after=after)
 
                 assert [entry.cursor for entry in page.entries] == expected[::-1], (before, after, limit)
                 assert page.has_more is (len(within) > limit), (before, after, limit)
@@ -89,13 +90,13 @@ class TestHistory:
         has_more = True
         while has_more:
             before = back[-1] if back else None
-            page = await store.log.history(sid, app=LOCAL_APP, limit=limit, before=before)
+            page = await store.log.history(sid, grant=LOCAL_APP, limit=limit, before=before)
             back += [entry.cursor for entry in page.entries]
             has_more = page.has_more
         forth: list[int] = []
         has_more = True
         while has_more:
-            page = await store.log.history(sid, app=LOCAL_APP, limit=limit, after=forth[-1] if forth else 0)
+            page = await store.log.history(sid, grant=LOCAL_APP, limit=limit, after=forth[-1] if forth else 0)
             forth += [entry.cursor for entry in reversed(page.entries)]
             has_more = page.has_more
 
@@ -117,9 +118,9 @@ class TestHistory:
         messages = [entry.cursor for entry in entries if entry.kind == "message"]
         assert len(messages) < len(entries)
 
-        newest = await store.log.history(sid, app=None, limit=limit)
-        oldest = await store.log.history(sid, app=None, limit=limit, after=0)
-        all_ = await store.log.history(sid, app=None, limit=len(messages))
+        newest = await store.log.history(sid, grant=EVERYTHING, limit=limit)
+        oldest = await store.log.history(sid, grant=EVERYTHING, limit=limit, after=0)
+        all_ = await store.log.history(sid, grant=EVERYTHING, limit=len(messages))
 
         assert [entry.cursor for entry in newest.entries] == messages[::-1][:limit]
         assert [entry.cursor for entry in oldest.entries] == messages[:limit][::-1]
@@ -133,7 +134,7 @@ class TestHistory:
         await say(store, session.session_id)
 
         with pytest.raises(SessionNotFound):
-            await store.log.history(session.session_id, app=OTHER_APP, limit=10)
+            await store.log.history(session.session_id, grant=OTHER_APP, limit=10)
 
     async def test_bodies_come_back_byte_for_byte(self, store: Store) -> None:
         session = await opened(store)
@@ -144,12 +145,12 @@ class TestHistory:
         for body in bodies:
             await store.log.append(
                 session.session_id,
-                app=None,
+                grant=EVERYTHING,
                 message=NewMessage(new_message_id(), body),
                 turn_id=new_turn_id(),
             )
 
-        page = await store.log.history(session.session_id, app=LOCAL_APP, limit=10)
+        page = await store.log.history(session.session_id, grant=LOCAL_APP, limit=10)
 
         assert [entry.body for entry in reversed(page.entries)] == bodies
 
@@ -158,18 +159,18 @@ class TestHistory:
         session = await opened(store)
         message = NewMessage(new_message_id(), b'{"content":"hi"}')
 
-        await store.log.append(session.session_id, app=None, message=message, turn_id=new_turn_id())
+        await store.log.append(session.session_id, grant=EVERYTHING, message=message, turn_id=new_turn_id())
 
-        (entry,) = (await store.log.history(session.session_id, app=None, limit=1)).entries
+        (entry,) = (await store.log.history(session.session_id, grant=EVERYTHING, limit=1)).entries
         assert entry.body == b'{"authorId":"' + USER.encode() + b'","content":"hi"}'
 
     async def test_any_number_is_a_cursor(self, store: Store) -> None:
         session = await opened(store)
         await say(store, session.session_id)
         for bound in (-1, 0, 1, 2**53 + 1, 2**64, 2**70):
-            before = await store.log.history(session.session_id, app=None, limit=1, before=bound)
-            after = await store.log.history(session.session_id, app=None, limit=1, after=bound)
-            replay = await store.log.replay(session.session_id, app=None, after=bound)
+            before = await store.log.history(session.session_id, grant=EVERYTHING, limit=1, before=bound)
+            after = await store.log.history(session.session_id, grant=EVERYTHING, limit=1, after=bound)
+            replay = await store.log.replay(session.session_id, grant=EVERYTHING, after=bound)
 
             assert len(before.entries) == (bound > 1)
             assert len(after.entries) == len(replay.entries) == (bound <= 1)
@@ -181,19 +182,19 @@ class TestHistory:
         await store.alarms.ring(session.session_id)
 
         with pytest.raises(SessionExpired):
-            await store.log.history(session.session_id, app=LOCAL_APP, limit=10)
-        page = await store.log.history(session.session_id, app=LOCAL_APP, limit=10, ended=True)
+            await store.log.history(session.session_id, grant=LOCAL_APP, limit=10)
+        page = await store.log.history(session.session_id, grant=LOCAL_APP, limit=10, ended=True)
 
         assert len(page.entries) == 1
 
     async def test_a_session_without_messages_has_an_empty_page(self, store: Store) -> None:
         session = await opened(store)
 
-        page = await store.log.history(session.session_id, app=LOCAL_APP, limit=10)
+        page = await store.log.history(session.session_id, grant=LOCAL_APP, limit=10)
 
         assert (page.entries, page.has_more) == ([], False)
         with pytest.raises(SessionNotFound):
-            await store.log.history(new_session().session_id, app=LOCAL_APP, limit=10, ended=True)
+            await store.log.history(new_session().session_id, grant=LOCAL_APP, limit=10, ended=True)
 
 
 class TestReplay:
@@ -204,7 +205,7 @@ class TestReplay:
         entries = await written(store, sid)
 
         assert [entry.prev for entry in entries] == [0, *(entry.cursor for entry in entries[:-1])]
-        assert entries[-1].cursor == (await store.sessions.read(sid, app=None)).cursor
+        assert entries[-1].cursor == (await store.sessions.read(sid, grant=EVERYTHING)).cursor
 
     @pytest.mark.parametrize("limit", [1, 4, 200])
     async def test_the_page_that_ends_at_the_sessions_cursor_is_the_last(
@@ -216,7 +217,7 @@ class TestReplay:
             after = whole[position - 1].cursor if position else 0
             met: list[int] = []
             while True:
-                replay = await store.log.replay(sid, app=None, after=after, limit=limit)
+                replay = await store.log.replay(sid, grant=EVERYTHING, after=after, limit=limit)
                 met += [entry.cursor for entry in replay.entries]
                 if replay.complete:
                     break
@@ -236,7 +237,7 @@ class TestReplay:
         after = 0
         complete_ = False
         while not complete_:
-            replay = await store.log.replay(session.session_id, app=None, after=after)
+            replay = await store.log.replay(session.session_id, grant=EVERYTHING, after=after)
             sizes.append(len(replay.entries))
             after, complete_ = replay.entries[-1].cursor, replay.complete
 
@@ -257,7 +258,7 @@ class TestReplay:
 
         async def look() -> None:
             while True:
-                replay = await store.log.replay(sid, app=None, after=0)
+                replay = await store.log.replay(sid, grant=EVERYTHING, after=0)
                 seen.append((len(replay.entries), replay.draft.text if replay.draft else None))
                 if replay.draft:
                     assert replay.draft.units == 2 * replay.draft.index == len(replay.draft.text)
@@ -271,7 +272,7 @@ class TestReplay:
     async def test_without_a_position_no_entry_is_read(self, store: Store) -> None:
         sid = await talked(store, 5, length=3)
 
-        replay = await store.log.replay(sid, app=None, after=None)
+        replay = await store.log.replay(sid, grant=EVERYTHING, after=None)
 
         assert replay.entries == []
         assert replay.complete
@@ -285,9 +286,9 @@ class TestReplay:
         overdue: list[str] = []
         store.scripts.overdue = overdue.append
 
-        unsettled = await store.log.replay(session.session_id, app=None, after=0)
+        unsettled = await store.log.replay(session.session_id, grant=EVERYTHING, after=0)
         await store.alarms.ring(session.session_id)
-        settled = await store.log.replay(session.session_id, app=None, after=0)
+        settled = await store.log.replay(session.session_id, grant=EVERYTHING, after=0)
 
         assert overdue == [session.session_id]
         assert unsettled.session is settled.session is None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import MessageId, OpId, SessionId, TurnId, UserId
 from sessions_api.domain.messages import NewMessage
@@ -56,7 +57,8 @@ class Scene:
         self, number: int, on_busy: Any = None, once_: Any = None, *, is_agent_away: bool = False
     ) -> Any:
         return await self.store.log.append(
-            SID, app=None, message=NewMessage(message_id(number), user_body(message_id(number), f"{number}")),
+            SID, grant=EVERYTHING,
+            message=NewMessage(message_id(number), user_body(message_id(number), f"{number}")),
             turn_id=turn_id(number), on_busy=on_busy, once=once_, is_agent_away=is_agent_away,
         )  # fmt: skip
 
@@ -94,7 +96,7 @@ class Scene:
 
     async def speak(self, once_: Any = None) -> Any:
         message = NewMessage(message_id(8), agent_body(message_id(8), "by the way"))
-        return await self.store.log.speak(SID, app=None, agent=AGENT, message=message, once=once_)
+        return await self.store.log.speak(SID, grant=EVERYTHING, agent=AGENT, message=message, once=once_)
 
     async def attend(self, *workers: str, ttl_ms: int = 60_000) -> None:
         await self.store.attendance.attend(
@@ -102,10 +104,10 @@ class Scene:
         )
 
     async def renew(self, once_: Any = None) -> Any:
-        return await self.store.sessions.renew(SID, app=None, op=OpId("op"), once=once_)
+        return await self.store.sessions.renew(SID, grant=EVERYTHING, op=OpId("op"), once=once_)
 
     async def cancel(self, number: int) -> Any:
-        return await self.store.turns.cancel(SID, turn_id(number), app=None)
+        return await self.store.turns.cancel(SID, turn_id(number), grant=EVERYTHING)
 
     async def pass_(self, by_ms: int) -> None:
         await age(self.store, SID, by_ms)
@@ -170,7 +172,7 @@ class Scene:
         await self.drafted()
         await self.store.sessions.configure(
             SID,
-            app=None,
+            grant=EVERYTHING,
             op=OpId("setup"),
             change=ConfigChange(auto_renew=("s", 0), timeout_ms=("s", 30_000)),
         )
@@ -194,17 +196,24 @@ RUNS: dict[str, tuple[str, str, Act]] = {
     # name: the script, where the run starts, what is done
     "create": ("create", "nothing", lambda s: s.create()),
     "create once": ("create", "nothing", lambda s: s.create(once())),
-    "read": ("read", "queued", lambda s: s.store.sessions.read(SID, app=None)),
+    "read": ("read", "queued", lambda s: s.store.sessions.read(SID, grant=EVERYTHING)),
     "renew": ("renew", "session", lambda s: s.renew()),
     "renew once": ("renew", "session", lambda s: s.renew(once())),
-    "heartbeat": ("heartbeat", "session", lambda s: s.store.sessions.heartbeat(SID, app=None, op=OpId("op"))),
+    "heartbeat": (
+        "heartbeat", "session",
+        lambda s: s.store.sessions.heartbeat(SID, grant=EVERYTHING, op=OpId("op")),
+    ),
+    "revoke": (
+        "revoke", "session",
+        lambda s: s.store.sessions.revoke(SID, grant=EVERYTHING, op=OpId("op")),
+    ),
     "configure": (
         "configure", "session",
         lambda s: s.store.sessions.configure(
-            SID, app=None, op=OpId("op"), change=ConfigChange(timeout_ms=("s", 600_000)), if_match=1
+            SID, grant=EVERYTHING, op=OpId("op"), change=ConfigChange(timeout_ms=("s", 600_000)), if_match=1
         ),
     ),
-    "end": ("end", "drafted", lambda s: s.store.sessions.end(SID, app=None)),
+    "end": ("end", "drafted", lambda s: s.store.sessions.end(SID, grant=EVERYTHING)),
     "append": ("append", "session", lambda s: s.say(1)),
     "append once": ("append", "session", lambda s: s.say(1, once_=once())),
     "append merging": ("append", "queued", lambda s: s.say(3, "merge")),
@@ -214,10 +223,10 @@ RUNS: dict[str, tuple[str, str, Act]] = {
     "append with nobody there": ("append", "session", lambda s: s.say(1, is_agent_away=True)),
     "speak": ("speak", "drafted", lambda s: s.speak()),
     "speak once": ("speak", "session", lambda s: s.speak(once())),
-    "history": ("history", "queued", lambda s: s.store.log.history(SID, app=None, limit=5)),
-    "replay": ("replay", "drafted", lambda s: s.store.log.replay(SID, app=None, after=0)),
-    "turn": ("turn", "drafted", lambda s: s.store.turns.read(SID, turn_id(1), app=None)),
-    "answer": ("answer", "drafted", lambda s: s.store.turns.answer(SID, turn_id(1), app=None)),
+    "history": ("history", "queued", lambda s: s.store.log.history(SID, grant=EVERYTHING, limit=5)),
+    "replay": ("replay", "drafted", lambda s: s.store.log.replay(SID, grant=EVERYTHING, after=0)),
+    "turn": ("turn", "drafted", lambda s: s.store.turns.read(SID, turn_id(1), grant=EVERYTHING)),
+    "answer": ("answer", "drafted", lambda s: s.store.turns.answer(SID, turn_id(1), grant=EVERYTHING)),
     "claim": ("claim", "queued", lambda s: s.claim()),
     "delta": ("delta", "running", lambda s: s.delta()),
     "delta again": ("delta", "drafted", lambda s: s.delta(" and on", 6)),
@@ -250,7 +259,7 @@ RUNS: dict[str, tuple[str, str, Act]] = {
     "give back": ("keep", "nothing", lambda s: s.store.alarms.yield_(0, "replica")),
     "presence": ("presence", "nothing", lambda s: s.store.alarms.presence("replica", 60_000)),
     "prune": ("prune", "queued", lambda s: s.store.alarms.prune(0, "users")),
-    "stale": ("stale", "queued", lambda s: s.store.turns.stale_ready(0)),
+    "stale": ("stale", "queued", lambda s: s.store.ready.stale_ready(0)),
     "define": ("define", "nothing", lambda s: s.store.agents.put(definition())),
     "define again": ("define", "defined", lambda s: s.store.agents.put(definition("Renamed"))),
     "undefine": ("undefine", "defined", lambda s: s.store.agents.forget(AGENT)),
@@ -298,10 +307,10 @@ async def run(server: TestServer, name: str, *, faulty: bool) -> tuple[Any, Any,
 
 
 def scripts() -> list[Any]:
-    from sessions_api.store import agents, alarms, attendance, log, sessions, turns
+    from sessions_api.store import agents, alarms, attendance, log, ready, sessions, turns
     from sessions_api.store.connection import Script
 
-    modules = (agents, alarms, attendance, log, sessions, turns)
+    modules = (agents, alarms, attendance, log, ready, sessions, turns)
     return [value for module in modules for value in vars(module).values() if isinstance(value, Script)]
 
 

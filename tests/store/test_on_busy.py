@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, new_message_id, new_turn_id
 from sessions_api.errors import BacklogFull, SessionBusy
 from sessions_api.store import Store
@@ -35,10 +36,10 @@ class TestOnBusy:
 
         first = await say(store, session.session_id, "one")
         second = await say(store, session.session_id, "two")
-        after = await store.sessions.read(session.session_id, app=None)
+        after = await store.sessions.read(session.session_id, grant=EVERYTHING)
 
         assert running.turn_id != first.turn_id == second.turn_id
-        turn = await store.turns.read(session.session_id, first.turn_id, app=None)
+        turn = await store.turns.read(session.session_id, first.turn_id, grant=EVERYTHING)
         assert turn.messages == [first.cursor, second.cursor]
         assert after.queued == 2
 
@@ -69,13 +70,13 @@ class TestOnBusy:
     async def test_a_rejected_message_leaves_no_trace(self, store: Store) -> None:
         session = await opened(store, on_busy="reject")
         await say(store, session.session_id)
-        before = await store.sessions.read(session.session_id, app=None)
+        before = await store.sessions.read(session.session_id, grant=EVERYTHING)
         await age(store, session.session_id, MINUTE_MS)
 
         with pytest.raises(SessionBusy):
             await say(store, session.session_id)
 
-        after = await store.sessions.read(session.session_id, app=None)
+        after = await store.sessions.read(session.session_id, grant=EVERYTHING)
         assert after.expires_ms == before.expires_ms - MINUTE_MS
         assert after.cursor == before.cursor
 
@@ -99,16 +100,16 @@ class TestOnBusy:
         ]  # fmt: skip
         stopped = await turn_of(store, running)
         assert (stopped.state, stopped.by, stopped.superseded_by) == ("cancelled", "interrupt", "")
-        partial = await store.turns.answer(sid, stopped.turn_id, app=LOCAL_APP)
+        partial = await store.turns.answer(sid, stopped.turn_id, grant=LOCAL_APP)
         assert partial is not None
         assert json.loads(partial.body)["content"] == "so"
         for each in queued:
-            taken = await store.turns.read(sid, each.turn_id, app=None)
+            taken = await store.turns.read(sid, each.turn_id, grant=EVERYTHING)
             assert (taken.state, taken.superseded_by) == ("cancelled", interrupting.turn_id)
-        after = await store.sessions.read(sid, app=None)
+        after = await store.sessions.read(sid, grant=EVERYTHING)
         assert (after.turn_id, after.turn_state, after.queued) == (interrupting.turn_id, "queued", 3)
         assert after.held_until_ms == 0
-        assert await store.turns.next_ready(AGENT) == [sid]
+        assert await store.ready.next_ready(AGENT) == [sid]
         answering = await claimed(store, sid)
         assert [json.loads(entry.body)["content"] for entry in answering.messages] == [
             "second",
@@ -129,7 +130,7 @@ class TestOnBusy:
         fields = server.call("HKEYS", store.keyspace.of(session.session_id).all()[3])
         assert len(fields) == len({"queue", "ended"}) + 50 + 1
         assert len((await claimed(store, session.session_id)).messages) == 100
-        assert (await store.turns.read(session.session_id, last.turn_id, app=None)).state == "running"
+        assert (await store.turns.read(session.session_id, last.turn_id, grant=EVERYTHING)).state == "running"
 
     async def test_an_interrupt_repeated_tells_its_own_cursor(self, store: Store) -> None:
         session = await opened(store)

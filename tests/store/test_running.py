@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, AgentId, SessionId, partition_of_session
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.domain.turns import ClaimedTurn
@@ -39,7 +40,7 @@ async def end(store: Store, how: str, taken: ClaimedTurn) -> None:
     sid, turn_id = SessionId(taken.session_id), taken.turn.turn_id
     match how:
         case "cancel":
-            await store.turns.cancel(sid, turn_id, app=LOCAL_APP)
+            await store.turns.cancel(sid, turn_id, grant=LOCAL_APP)
         case "interrupt":
             await say(store, sid, on_busy="interrupt")
         case "lapse":
@@ -54,7 +55,7 @@ async def end(store: Store, how: str, taken: ClaimedTurn) -> None:
             await age(store, sid, CONFIG.timeout_ms)
             await store.alarms.ring(sid)
         case "delete":
-            await store.sessions.end(sid, app=LOCAL_APP)
+            await store.sessions.end(sid, grant=LOCAL_APP)
         case "abandon":
             await store.turns.abandon(sid, code="AGENT_NOT_FOUND", message="It is gone")
         case "too large":
@@ -84,8 +85,8 @@ class TestTheIndex:
 
         key = store.keyspace.partition(partition_of_session(waiting.session_id)).running
         assert server.call("ZRANGE", key, 0, -1) == [f"{AGENT}:{taken.session_id}".encode()]
-        assert await store.turns.counts(AGENT) == (1, 1)
-        assert await store.turns.counts(OTHER_AGENT) == (0, 0)
+        assert await store.ready.counts(AGENT) == (1, 1)
+        assert await store.ready.counts(OTHER_AGENT) == (0, 0)
 
     @pytest.mark.parametrize("how", [*BY_ANOTHER_HAND, *BY_ITS_WORKER, "lapse"])
     async def test_is_left_however_the_turn_stops(self, store: Store, how: str) -> None:
@@ -93,7 +94,7 @@ class TestTheIndex:
 
         await end(store, how, taken)
 
-        assert (await store.turns.counts(AGENT))[0] == 0
+        assert (await store.ready.counts(AGENT))[0] == 0
 
     @pytest.mark.parametrize("name", ACTS)
     async def test_is_entered_again_by_a_lapsed_turn_that_goes_on(self, store: Store, name: str) -> None:
@@ -104,7 +105,7 @@ class TestTheIndex:
 
         is_running = (await turn_of(store, taken)).state == "running"
         assert is_running is (name in {"delta", "extend"})
-        assert (await store.turns.counts(AGENT))[0] == int(is_running)
+        assert (await store.ready.counts(AGENT))[0] == int(is_running)
 
     async def test_is_left_by_a_turn_that_ends_its_session(self, store: Store) -> None:
         """Without autoRenew, in the script of the worker's own write."""
@@ -112,7 +113,7 @@ class TestTheIndex:
 
         await complete(store, taken)
 
-        assert await store.turns.counts(AGENT) == (0, 0)
+        assert await store.ready.counts(AGENT) == (0, 0)
 
     async def test_counts_over_all_partitions(self, store: Store) -> None:
         for number in range(12):
@@ -122,7 +123,7 @@ class TestTheIndex:
             if number % 3 == 0:
                 await claimed(store, session.session_id)
 
-        assert await store.turns.counts(AGENT) == (4, 8)
+        assert await store.ready.counts(AGENT) == (4, 8)
 
 
 class TestTheStopHint:
@@ -179,9 +180,9 @@ class TestTheStopHint:
 
         match how:
             case "cancel":
-                await store.turns.cancel(sid, queued.turn_id, app=LOCAL_APP)
+                await store.turns.cancel(sid, queued.turn_id, grant=LOCAL_APP)
             case "delete":
-                await store.sessions.end(sid, app=LOCAL_APP)
+                await store.sessions.end(sid, grant=LOCAL_APP)
             case _:
                 await store.turns.abandon(sid, code="X", message="x")
 
@@ -208,15 +209,15 @@ class TestAbandon:
         assert await store.turns.abandon(sid, code="AGENT_NOT_FOUND", message="It is gone") == 4
 
         for turn_id in (taken.turn.turn_id, *(each.turn_id for each in behind)):
-            turn = await store.turns.read(sid, turn_id, app=None)
+            turn = await store.turns.read(sid, turn_id, grant=EVERYTHING)
             assert turn.error is not None
             assert (turn.state, turn.error.code, turn.error.message) == (
                 "failed", "AGENT_NOT_FOUND", "It is gone",
             )  # fmt: skip
-        session = await store.sessions.read(sid, app=None)
+        session = await store.sessions.read(sid, grant=EVERYTHING)
         assert (session.turn_id, session.queued, session.held_until_ms) == (None, 0, 0)
         assert ears.types()[:4] == ["turn.failed"] * 4
-        assert await store.turns.open_of(AGENT) == []
+        assert await store.ready.open_of(AGENT) == []
 
     async def test_repeated_it_finds_nothing(self, store: Store) -> None:
         taken = await started(store)
@@ -259,14 +260,14 @@ class TestOpenOf:
         other = await opened(store, agent=OTHER_AGENT)
         await say(store, other.session_id)
 
-        assert sorted(await store.turns.open_of(AGENT)) == sorted([taken.session_id, waiting.session_id])
-        assert await store.turns.open_of(OTHER_AGENT) == [other.session_id]
+        assert sorted(await store.ready.open_of(AGENT)) == sorted([taken.session_id, waiting.session_id])
+        assert await store.ready.open_of(OTHER_AGENT) == [other.session_id]
 
     async def test_names_a_session_once_though_more_waits_behind_what_runs(self, store: Store) -> None:
         taken = await started(store)
         await say(store, SessionId(taken.session_id))
 
-        assert await store.turns.open_of(AGENT) == [taken.session_id]
+        assert await store.ready.open_of(AGENT) == [taken.session_id]
 
     async def test_all_of_it_can_be_abandoned(self, store: Store, server: TestServer) -> None:
         """More than one call names of a partition; and a ghost that nobody can abandon ends nothing."""
@@ -276,8 +277,8 @@ class TestOpenOf:
         ghost = sids.pop()
         server.call("DEL", *store.keyspace.of(ghost).all()[:5])
         await claimed(store, sids[0])
-        assert len(await store.turns.open_of(AGENT)) == 101
+        assert len(await store.ready.open_of(AGENT)) == 101
 
         assert await store.turns.abandon_all(AGENT, code="X", message="x") == 102
 
-        assert await store.turns.open_of(AGENT) == [ghost]
+        assert await store.ready.open_of(AGENT) == [ghost]

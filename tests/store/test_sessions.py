@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, UserId, new_op_id, new_session_id
 from sessions_api.domain.sessions import ConfigChange
 from sessions_api.domain.timeouts import TimeoutConfig
@@ -41,7 +42,7 @@ class TestCreate:
         new = new_session(metadata=b'{"plan":"pro"}', on_busy="merge")
 
         session, is_repeat = await store.sessions.create(new)
-        read = await store.sessions.read(new.session_id, app=LOCAL_APP)
+        read = await store.sessions.read(new.session_id, grant=LOCAL_APP)
 
         assert not is_repeat
         assert (session.agent_id, session.user_id, session.metadata) == (AGENT, USER, b'{"plan":"pro"}')
@@ -117,7 +118,7 @@ class TestCreateOnce:
 
     async def test_deleted_meanwhile_there_is_nothing_to_return(self, store: Store) -> None:
         first, _ = await store.sessions.create(new_session(), once=once())
-        await store.sessions.end(first.session_id, app=LOCAL_APP)
+        await store.sessions.end(first.session_id, grant=LOCAL_APP)
 
         with pytest.raises(SessionNotFound):
             await store.sessions.create(new_session(), once=once())
@@ -145,7 +146,7 @@ class TestRead:
         session = await opened(store)
         await age(store, session.session_id, MINUTE_MS)
 
-        read = await store.sessions.read(session.session_id, app=LOCAL_APP)
+        read = await store.sessions.read(session.session_id, grant=LOCAL_APP)
 
         assert read.expires_ms == session.expires_ms - MINUTE_MS
         assert read.remaining_ms <= CONFIG.timeout_ms - MINUTE_MS
@@ -154,12 +155,12 @@ class TestRead:
         session = await opened(store)
 
         with pytest.raises(SessionNotFound):
-            await store.sessions.read(session.session_id, app=OTHER_APP)
+            await store.sessions.read(session.session_id, grant=OTHER_APP)
         with pytest.raises(SessionNotFound):
-            await store.sessions.read(new_session_id(USER), app=LOCAL_APP)
+            await store.sessions.read(new_session_id(USER), grant=LOCAL_APP)
         await age(store, session.session_id, CONFIG.timeout_ms)
         with pytest.raises(SessionNotFound):
-            await store.sessions.read(session.session_id, app=OTHER_APP)
+            await store.sessions.read(session.session_id, grant=OTHER_APP)
 
     async def test_is_exact_whether_or_not_anybody_settled_the_session(self, store: Store) -> None:
         """From its instant on a session is over, and the error says until when its log stays."""
@@ -169,10 +170,10 @@ class TestRead:
         await age(store, session.session_id, CONFIG.timeout_ms)
 
         with pytest.raises(SessionExpired) as unsettled:
-            await store.sessions.read(session.session_id, app=LOCAL_APP)
+            await store.sessions.read(session.session_id, grant=LOCAL_APP)
         await store.alarms.ring(session.session_id)
         with pytest.raises(SessionExpired) as settled:
-            await store.sessions.read(session.session_id, app=LOCAL_APP)
+            await store.sessions.read(session.session_id, grant=LOCAL_APP)
 
         assert overdue == [session.session_id]
         for error in (unsettled.value, settled.value):
@@ -189,7 +190,7 @@ class TestRead:
         await age(store, session.session_id, -10 * MINUTE_MS)
 
         with pytest.raises(SessionExpired):
-            await store.sessions.read(session.session_id, app=LOCAL_APP)
+            await store.sessions.read(session.session_id, grant=LOCAL_APP)
 
 
 class TestRenew:
@@ -197,7 +198,7 @@ class TestRenew:
         session = await opened(store, config=NO_RENEWAL)
         await age(store, session.session_id, 10 * MINUTE_MS)
 
-        renewed, is_repeat = await store.sessions.renew(session.session_id, app=LOCAL_APP, op=new_op_id())
+        renewed, is_repeat = await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=new_op_id())
 
         assert not is_repeat
         assert renewed.expires_ms == renewed.now_ms + NO_RENEWAL.timeout_ms
@@ -208,22 +209,22 @@ class TestRenew:
         session = await opened(store, config=config)
         await age(store, session.session_id, 20 * MINUTE_MS)
 
-        renewed, _ = await store.sessions.renew(session.session_id, app=LOCAL_APP, op=new_op_id())
+        renewed, _ = await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=new_op_id())
         with pytest.raises(MaxDurationReached) as error:
-            await store.sessions.renew(session.session_id, app=LOCAL_APP, op=new_op_id())
+            await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=new_op_id())
 
         assert renewed.expires_ms == renewed.created_ms + config.max_duration_ms
         assert error.value.expires_ms == renewed.expires_ms
-        assert (await store.sessions.read(session.session_id, app=None)).renewals == 1
+        assert (await store.sessions.read(session.session_id, grant=EVERYTHING)).renewals == 1
 
     async def test_the_same_op_again_renews_no_more(self, store: Store) -> None:
         session = await opened(store)
         op = new_op_id()
         await age(store, session.session_id, MINUTE_MS)
-        first, _ = await store.sessions.renew(session.session_id, app=LOCAL_APP, op=op)
+        first, _ = await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=op)
         await age(store, session.session_id, MINUTE_MS)
 
-        again, _ = await store.sessions.renew(session.session_id, app=LOCAL_APP, op=op)
+        again, _ = await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=op)
 
         assert again.renewals == 1
         assert again.expires_ms == first.expires_ms - MINUTE_MS
@@ -231,44 +232,44 @@ class TestRenew:
     async def test_a_key_makes_a_repeat_join_the_first(self, store: Store) -> None:
         session = await opened(store)
         await age(store, session.session_id, MINUTE_MS)
-        await store.sessions.renew(session.session_id, app=LOCAL_APP, op=new_op_id(), once=once())
+        await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=new_op_id(), once=once())
 
         again, is_repeat = await store.sessions.renew(
-            session.session_id, app=LOCAL_APP, op=new_op_id(), once=once()
+            session.session_id, grant=LOCAL_APP, op=new_op_id(), once=once()
         )
 
         assert (again.renewals, is_repeat) == (1, True)
         with pytest.raises(IdempotencyMismatch):
             await store.sessions.renew(
-                session.session_id, app=LOCAL_APP, op=new_op_id(), once=once(content=b"other")
+                session.session_id, grant=LOCAL_APP, op=new_op_id(), once=once(content=b"other")
             )
 
     async def test_a_repeat_is_answered_after_expiry_and_not_after_deletion(self, store: Store) -> None:
         session = await opened(store)
-        await store.sessions.renew(session.session_id, app=LOCAL_APP, op=new_op_id(), once=once())
+        await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=new_op_id(), once=once())
         await age(store, session.session_id, CONFIG.timeout_ms)
 
         _, is_repeat = await store.sessions.renew(
-            session.session_id, app=LOCAL_APP, op=new_op_id(), once=once()
+            session.session_id, grant=LOCAL_APP, op=new_op_id(), once=once()
         )
-        await store.sessions.end(session.session_id, app=LOCAL_APP)
+        await store.sessions.end(session.session_id, grant=LOCAL_APP)
 
         assert is_repeat
         with pytest.raises(SessionNotFound):
-            await store.sessions.renew(session.session_id, app=LOCAL_APP, op=new_op_id(), once=once())
+            await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=new_op_id(), once=once())
 
     async def test_an_expired_session_stays_expired(self, store: Store) -> None:
         session = await opened(store)
         await age(store, session.session_id, CONFIG.timeout_ms)
 
         with pytest.raises(SessionExpired):
-            await store.sessions.renew(session.session_id, app=LOCAL_APP, op=new_op_id())
+            await store.sessions.renew(session.session_id, grant=LOCAL_APP, op=new_op_id())
         with pytest.raises(SessionExpired):
-            await store.sessions.heartbeat(session.session_id, app=LOCAL_APP, op=new_op_id())
+            await store.sessions.heartbeat(session.session_id, grant=LOCAL_APP, op=new_op_id())
         with pytest.raises(SessionExpired):
             await store.sessions.configure(
                 session.session_id,
-                app=LOCAL_APP,
+                grant=LOCAL_APP,
                 op=new_op_id(),
                 change=ConfigChange(timeout_ms=("s", MINUTE_MS)),
             )
@@ -280,7 +281,9 @@ class TestHeartbeat:
             session = await opened(store, config=config)
             await age(store, session.session_id, MINUTE_MS)
 
-            after, renewed = await store.sessions.heartbeat(session.session_id, app=LOCAL_APP, op=new_op_id())
+            after, renewed = await store.sessions.heartbeat(
+                session.session_id, grant=LOCAL_APP, op=new_op_id()
+            )
 
             assert renewed is expected
             assert after.last_activity_ms == after.now_ms
@@ -290,7 +293,7 @@ class TestHeartbeat:
         session = await opened(store, config=TimeoutConfig(30 * MINUTE_MS, True, 30 * MINUTE_MS, MINUTE_MS))
         await age(store, session.session_id, MINUTE_MS)
 
-        after, renewed = await store.sessions.heartbeat(session.session_id, app=LOCAL_APP, op=new_op_id())
+        after, renewed = await store.sessions.heartbeat(session.session_id, grant=LOCAL_APP, op=new_op_id())
 
         assert (renewed, after.renewals) == (False, 0)
 
@@ -305,14 +308,14 @@ class TestEnd:
         await claimed(store, session.session_id)
         ears.heard()
 
-        await store.sessions.end(session.session_id, app=LOCAL_APP)
+        await store.sessions.end(session.session_id, grant=LOCAL_APP)
 
         assert server.keys() == before
         assert ears.types() == ["turn.cancelled", "turn.cancelled", "session.ended"]
         with pytest.raises(SessionNotFound):
-            await store.sessions.read(session.session_id, app=LOCAL_APP)
+            await store.sessions.read(session.session_id, grant=LOCAL_APP)
         with pytest.raises(SessionNotFound):
-            await store.sessions.end(session.session_id, app=LOCAL_APP)
+            await store.sessions.end(session.session_id, grant=LOCAL_APP)
 
     async def test_erases_an_expired_session_too(self, store: Store, server: TestServer) -> None:
         before = server.keys()
@@ -323,7 +326,7 @@ class TestEnd:
             if settled:
                 await store.alarms.ring(session.session_id)
 
-            await store.sessions.end(session.session_id, app=LOCAL_APP)
+            await store.sessions.end(session.session_id, grant=LOCAL_APP)
 
         assert server.keys() == before
 
@@ -331,6 +334,6 @@ class TestEnd:
         session = await opened(store)
 
         with pytest.raises(SessionNotFound):
-            await store.sessions.end(session.session_id, app=OTHER_APP)
+            await store.sessions.end(session.session_id, grant=OTHER_APP)
 
-        await store.sessions.read(session.session_id, app=LOCAL_APP)
+        await store.sessions.read(session.session_id, grant=LOCAL_APP)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, AgentId, MessageId, SessionId, new_message_id
 from sessions_api.domain.messages import NewMessage
 from sessions_api.errors import IdempotencyMismatch, SessionExpired, SessionNotFound
@@ -41,7 +42,7 @@ async def speak(
 ) -> Appended:
     message_id = message_id or new_message_id()
     message = NewMessage(message_id, agent_body(message_id, text))
-    return await store.log.speak(session_id, app=None, agent=agent, message=message, once=once)
+    return await store.log.speak(session_id, grant=EVERYTHING, agent=agent, message=message, once=once)
 
 
 class TestSpeak:
@@ -52,7 +53,7 @@ class TestSpeak:
         said = await speak(store, session.session_id)
 
         assert (said.turn_id, said.was_renewed, said.is_repeat) == ("", False, False)
-        [entry] = (await store.log.replay(session.session_id, app=None, after=0)).entries
+        [entry] = (await store.log.replay(session.session_id, grant=EVERYTHING, after=0)).entries
         assert (entry.kind, entry.status, entry.turn_id, entry.cursor) == ("message", None, None, said.cursor)
         body = json.loads(entry.body)
         assert body == {
@@ -65,16 +66,16 @@ class TestSpeak:
         body = b'{"authorId":"system","content":"Maintenance at noon"}'
 
         await store.log.speak(
-            session.session_id, app=None, agent=None, message=NewMessage(new_message_id(), body)
+            session.session_id, grant=EVERYTHING, agent=None, message=NewMessage(new_message_id(), body)
         )
 
-        [entry] = (await store.log.replay(session.session_id, app=None, after=0)).entries
+        [entry] = (await store.log.replay(session.session_id, grant=EVERYTHING, after=0)).entries
         assert entry.body == body
 
     async def test_is_no_activity_and_renews_nothing(self, store: Store) -> None:
         session = await opened(store)
         await age(store, session.session_id, MINUTE_MS)
-        before = await store.sessions.read(session.session_id, app=None)
+        before = await store.sessions.read(session.session_id, grant=EVERYTHING)
 
         said = await speak(store, session.session_id)
 
@@ -82,7 +83,7 @@ class TestSpeak:
         assert after.cursor == said.cursor
         for name in ("expires_ms", "last_activity_ms", "last_renewal_ms", "renewals", "turn_id", "queued"):
             assert getattr(after, name) == getattr(before, name), name
-        assert await store.turns.open_of(AGENT) == []
+        assert await store.ready.open_of(AGENT) == []
 
     async def test_leaves_an_open_turn_alone(self, store: Store) -> None:
         taken = await started(store)
@@ -108,7 +109,7 @@ class TestSpeak:
             await speak(store, session.session_id, agent=AgentId("b" + AGENT[1:]))
         with pytest.raises(SessionNotFound):
             await store.log.speak(
-                session.session_id, app=OTHER_APP, agent=AGENT, message=NewMessage(new_message_id(), b"{}")
+                session.session_id, grant=OTHER_APP, agent=AGENT, message=NewMessage(new_message_id(), b"{}")
             )
 
         await speak(store, session.session_id, agent=None)
@@ -164,7 +165,7 @@ class TestRepeats:
 
         with pytest.raises(SessionNotFound):
             await store.log.speak(
-                session.session_id, app=OTHER_APP, agent=AGENT, once=once(),
+                session.session_id, grant=OTHER_APP, agent=AGENT, once=once(),
                 message=NewMessage(new_message_id(), b"{}"),
             )  # fmt: skip
-        assert (await store.sessions.read(session.session_id, app=LOCAL_APP)).cursor > 0
+        assert (await store.sessions.read(session.session_id, grant=LOCAL_APP)).cursor > 0

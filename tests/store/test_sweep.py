@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import AgentId, SessionId, TurnId, partition_of_session
 from sessions_api.errors import SessionExpired
@@ -72,7 +73,7 @@ class TestTheSweep:
             await until(lambda: heard.count(session.session_id)["session.expired"])
 
         with pytest.raises(SessionExpired):
-            await store.sessions.read(session.session_id, app=None)
+            await store.sessions.read(session.session_id, grant=EVERYTHING)
 
     async def test_rings_more_than_one_batch(self, store: Store) -> None:
         sids = [(await opened(store)).session_id for _ in range(250)]
@@ -149,7 +150,9 @@ class TestTheSweep:
             await until(lambda: server.call("ZCARD", partition.agents) == 1)
             await until(lambda: server.call("ZCARD", partition.due) == 1)
 
-        assert (await store.sessions.read(living.session_id, app=None)).session_id == living.session_id
+        assert (
+            await store.sessions.read(living.session_id, grant=EVERYTHING)
+        ).session_id == living.session_id
 
     async def test_repeats_the_wake_hint_of_work_that_waits(self, store: Store, ears: Ears) -> None:
         await served(store)
@@ -190,7 +193,7 @@ class TestTheSweep:
         async with facts(store) as heard, sweeping(store):
             await until(lambda: all(heard.count(sid)["turn.failed"] == 2 for sid in sids))
 
-        failed = (await store.log.replay(sids[0], app=None, after=0)).entries[-1]
+        failed = (await store.log.replay(sids[0], grant=EVERYTHING, after=0)).entries[-1]
         assert json.loads(failed.body)["code"] == "AGENT_NOT_FOUND"
 
     async def test_a_ghost_at_the_head_of_such_work_hides_nothing(
@@ -219,7 +222,7 @@ class TestTheSweep:
             looks = store.redis.stats.scripts["stale"]
             await until(lambda: store.redis.stats.scripts["stale"] > looks)
 
-        assert (await store.sessions.read(session.session_id, app=None)).turn_state == "queued"
+        assert (await store.sessions.read(session.session_id, grant=EVERYTHING)).turn_state == "queued"
 
     async def test_settles_attendance(self, store: Store) -> None:
         await store.attendance.attend([Presence(AGENT, "dead", 1, 1, is_free=True)])
@@ -270,7 +273,7 @@ class TestTheSweep:
 
         async with facts(store) as heard:
             with pytest.raises(SessionExpired):
-                await store.sessions.read(session.session_id, app=None)
+                await store.sessions.read(session.session_id, grant=EVERYTHING)
             await until(lambda: heard.count(session.session_id)["session.expired"])
 
         await keeper.stop()
@@ -293,14 +296,14 @@ class TestTheSweep:
     @staticmethod
     async def becomes(store: Store, session_id: SessionId, turn_id: TurnId, state: str) -> None:
         async def is_so() -> bool:
-            return (await store.turns.read(session_id, turn_id, app=None)).state == state
+            return (await store.turns.read(session_id, turn_id, grant=EVERYTHING)).state == state
 
         await eventually(is_so)
 
     @staticmethod
     async def becomes_ready(store: Store, session_id: SessionId) -> None:
         async def is_so() -> bool:
-            agent_id = (await store.sessions.read(session_id, app=None)).agent
-            return session_id in await store.turns.next_ready(agent_id)
+            agent_id = (await store.sessions.read(session_id, grant=EVERYTHING)).agent
+            return session_id in await store.ready.next_ready(agent_id)
 
         await eventually(is_so)

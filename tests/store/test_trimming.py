@@ -7,6 +7,7 @@ import json
 import pytest
 import redis as redis_py
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import SessionId
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.store import Store
@@ -40,12 +41,12 @@ class TestTrimming:
         sid = session.session_id
         cursors = self._fill(store, server, sid, 9_999, b"{}")
         await say(store, sid)
-        assert (await store.log.replay(sid, app=None, after=None)).oldest == cursors[0]
+        assert (await store.log.replay(sid, grant=EVERYTHING, after=None)).oldest == cursors[0]
 
         await complete(store, await claimed(store, sid))
         await say(store, sid)
 
-        replay = await store.log.replay(sid, app=None, after=0)
+        replay = await store.log.replay(sid, grant=EVERYTHING, after=0)
         assert server.call("XLEN", store.keyspace.of(sid).all()[2]) == 10_000
         assert replay.oldest == replay.entries[0].cursor == cursors[2]
         assert replay.entries[0].prev == cursors[1]  # not 0: that something went is visible
@@ -57,8 +58,8 @@ class TestTrimming:
 
         await say(store, sid)
 
-        assert (await store.log.replay(sid, app=None, after=None)).oldest == cursors[1]
-        history = await store.log.history(sid, app=None, limit=100)
+        assert (await store.log.replay(sid, grant=EVERYTHING, after=None)).oldest == cursors[1]
+        history = await store.log.history(sid, grant=EVERYTHING, limit=100)
         assert len(history.entries) == 16
         assert not history.has_more
 
@@ -95,7 +96,7 @@ class TestConfigOfRetention:
         await age(store, sid, 20_000)
         await store.turns.extend(sid, turn.turn_id, fence=turn.fence)
 
-        read = await store.sessions.read(sid, app=None)
+        read = await store.sessions.read(sid, grant=EVERYTHING)
         end_ms = max(read.expires_ms, read.held_until_ms) + read.retention_ms
         for key in (each for each in sorted(server.keys()) if sid.encode() in each and b"alarm" not in each):
             expected = end_ms - read.now_ms

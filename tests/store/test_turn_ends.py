@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, SessionId, TurnId
 from sessions_api.errors import TurnLost, TurnNotFound
 from sessions_api.store import Store
@@ -24,14 +25,14 @@ class TestComplete:
 
         await complete(store, taken, "42")
 
-        answer = await store.turns.answer(sid, turn_id, app=LOCAL_APP)
+        answer = await store.turns.answer(sid, turn_id, grant=LOCAL_APP)
         assert answer is not None
         assert (answer.status, answer.turn_id, json.loads(answer.body)["content"]) == (
             "complete",
             turn_id,
             "42",
         )
-        session = await store.sessions.read(sid, app=None)
+        session = await store.sessions.read(sid, grant=EVERYTHING)
         assert (session.turn_id, session.held_until_ms) == (None, 0)
         assert (await turn_of(store, taken)).answer == answer.cursor == session.cursor
         heard = ears.types()
@@ -44,7 +45,7 @@ class TestComplete:
         await store.turns.complete(sid, turn.turn_id, fence=turn.fence, body=None)
 
         assert await kinds(store, sid) == ["message"]
-        assert await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP) is None
+        assert await store.turns.answer(sid, turn.turn_id, grant=LOCAL_APP) is None
         assert (await turn_of(store, taken)).state == "completed"
 
     @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ class TestComplete:
             sid, turn.turn_id, fence=turn.fence, around=(b'{"content":', b',"isAgent":true}')
         )
 
-        answer = await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP)
+        answer = await store.turns.answer(sid, turn.turn_id, grant=LOCAL_APP)
         assert answer is not None
         assert json.loads(answer.body) == {
             "id": turn.message_id,
@@ -89,7 +90,7 @@ class TestComplete:
 
         await store.turns.complete(sid, turn.turn_id, fence=turn.fence, around=(b'{"content":', b"}"))
 
-        answer = await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP)
+        answer = await store.turns.answer(sid, turn.turn_id, grant=LOCAL_APP)
         assert answer is not None
         assert json.loads(answer.body)["content"] == "so"
 
@@ -108,12 +109,12 @@ class TestComplete:
         taken = await started(store)
         sid = SessionId(taken.session_id)
         await say(store, sid)
-        assert await store.turns.next_ready(AGENT) == []
+        assert await store.ready.next_ready(AGENT) == []
         ears.heard()
 
         await complete(store, taken)
 
-        assert await store.turns.next_ready(AGENT) == [sid]
+        assert await store.ready.next_ready(AGENT) == [sid]
         assert ("wake", f"sa:wake:{{{AGENT}}}", sid.encode()) in ears.heard()
 
     async def test_an_answer_is_found_by_its_turn_also_when_the_record_is_gone(self, store: Store) -> None:
@@ -126,9 +127,9 @@ class TestComplete:
             await complete(store, await claimed(store, session.session_id))
 
         with pytest.raises(TurnNotFound):
-            await store.turns.read(session.session_id, first.turn_id, app=LOCAL_APP)
+            await store.turns.read(session.session_id, first.turn_id, grant=LOCAL_APP)
         answer = await store.turns.answer(
-            session.session_id, first.turn_id, app=LOCAL_APP, after=first.cursor
+            session.session_id, first.turn_id, grant=LOCAL_APP, after=first.cursor
         )
 
         assert answer is not None
@@ -138,7 +139,7 @@ class TestComplete:
         for number in range(6):
             taken = await started(store)
             sid, turn_id = SessionId(taken.session_id), taken.turn.turn_id
-            calls = [complete(store, taken), store.turns.cancel(sid, turn_id, app=LOCAL_APP)]
+            calls = [complete(store, taken), store.turns.cancel(sid, turn_id, grant=LOCAL_APP)]
 
             replies = await asyncio.gather(*(calls if number % 2 else reversed(calls)))
 
@@ -159,11 +160,11 @@ class TestFail:
             assert turn.state == "queued"
             with pytest.raises(AssertionError):
                 await claimed(store, sid)
-            assert await store.turns.next_ready(AGENT) == []
+            assert await store.ready.next_ready(AGENT) == []
 
             await age(store, sid, pause_ms - 900)
             await store.alarms.ring(sid)
-            assert await store.turns.next_ready(AGENT) == []
+            assert await store.ready.next_ready(AGENT) == []
 
             taken = await reclaimed(store, taken, 900)
 
@@ -172,7 +173,7 @@ class TestFail:
         turn = await turn_of(store, taken)
         assert (turn.state, turn.attempt) == ("failed", 3)
         assert await kinds(store, sid) == ["message", "turn.failed"]
-        failed = (await store.log.replay(sid, app=None, after=0)).entries[-1]
+        failed = (await store.log.replay(sid, grant=EVERYTHING, after=0)).entries[-1]
         assert json.loads(failed.body) == {"code": "BROKEN", "message": "It broke", "attempts": 3}
         assert failed.turn_id == turn.turn_id
 
@@ -184,7 +185,7 @@ class TestFail:
         taken = await started(store)
         sid, turn = SessionId(taken.session_id), taken.turn
         await age(store, sid, 5_000)
-        before = await store.sessions.read(sid, app=None)
+        before = await store.sessions.read(sid, grant=EVERYTHING)
         await store.turns.fail(
             sid, turn.turn_id, fence=turn.fence, code="AGENT_RATE_LIMITED", message="Later", retry=True,
             pause_ms=asked_ms,
@@ -193,7 +194,7 @@ class TestFail:
         retry_ms = int(
             await store.redis.command(b"HGET", store.keyspace.of(sid).session, b"retry_ms", safe=True)
         )
-        after = await store.sessions.read(sid, app=None)
+        after = await store.sessions.read(sid, grant=EVERYTHING)
         assert before.now_ms + pause_ms <= retry_ms <= after.now_ms + pause_ms
         assert (await reclaimed(store, taken, pause_ms)).turn.attempt == 2
 
@@ -216,7 +217,7 @@ class TestFail:
         behind = await say(store, sid)
         await act(store, "retry", taken)
 
-        await store.turns.cancel(sid, behind.turn_id, app=LOCAL_APP)
+        await store.turns.cancel(sid, behind.turn_id, grant=LOCAL_APP)
 
         with pytest.raises(AssertionError):
             await claimed(store, sid)
@@ -251,7 +252,7 @@ class TestFail:
         await say(store, session.session_id)
         taken = await claimed(store, session.session_id, turn_ms=12_000)
         await act(store, "extend", taken)
-        held = await store.sessions.read(session.session_id, app=None)
+        held = await store.sessions.read(session.session_id, grant=EVERYTHING)
         assert held.held_until_ms == taken.turn.deadline_ms
 
         await age(store, session.session_id, 12_000)
@@ -260,7 +261,7 @@ class TestFail:
             await act(store, "extend", taken)
 
         assert (await turn_of(store, taken)).state == "queued"
-        assert (await store.sessions.read(session.session_id, app=None)).held_until_ms == 0
+        assert (await store.sessions.read(session.session_id, grant=EVERYTHING)).held_until_ms == 0
 
     async def test_the_failed_turn_makes_way_for_the_next(self, store: Store) -> None:
         taken = await started(store)
@@ -269,7 +270,7 @@ class TestFail:
 
         await act(store, "final", taken)
 
-        assert await store.turns.next_ready(AGENT) == [sid]
+        assert await store.ready.next_ready(AGENT) == [sid]
         assert (await claimed(store, sid)).turn.attempt == 1
 
 
@@ -281,33 +282,33 @@ class TestCancel:
         await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text=text, offset=0)
         ears.heard()
 
-        cancelled = await store.turns.cancel(sid, turn.turn_id, app=LOCAL_APP)
+        cancelled = await store.turns.cancel(sid, turn.turn_id, grant=LOCAL_APP)
 
         assert (cancelled.state, cancelled.by) == ("cancelled", "user")
-        answer = await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP)
+        answer = await store.turns.answer(sid, turn.turn_id, grant=LOCAL_APP)
         assert answer is not None
         body = json.loads(answer.body)
         assert (body["content"], body["id"], body["authorId"]) == (text, turn.message_id, AGENT)
         assert (answer.status, answer.cursor) == ("cancelled", cancelled.answer)
         assert ears.types()[:2] == ["message.created", "turn.cancelled"]
-        assert (await store.sessions.read(sid, app=None)).stage == "active"
+        assert (await store.sessions.read(sid, grant=EVERYTHING)).stage == "active"
 
     async def test_without_text_only_the_cancellation_is_logged(self, store: Store) -> None:
         session = await opened(store)
         queued = await say(store, session.session_id)
 
-        await store.turns.cancel(session.session_id, queued.turn_id, app=LOCAL_APP)
+        await store.turns.cancel(session.session_id, queued.turn_id, grant=LOCAL_APP)
 
         assert await kinds(store, session.session_id) == ["message", "turn.cancelled"]
-        assert await store.turns.next_ready(AGENT) == []
-        assert (await store.sessions.read(session.session_id, app=None)).queued == 0
+        assert await store.ready.next_ready(AGENT) == []
+        assert (await store.sessions.read(session.session_id, grant=EVERYTHING)).queued == 0
 
     async def test_repeated_it_is_returned_as_it_is(self, store: Store) -> None:
         taken = await started(store)
         sid = SessionId(taken.session_id)
-        first = await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+        first = await store.turns.cancel(sid, taken.turn.turn_id, grant=LOCAL_APP)
 
-        again = await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+        again = await store.turns.cancel(sid, taken.turn.turn_id, grant=LOCAL_APP)
 
         assert again == first
         assert await kinds(store, sid) == ["message", "turn.cancelled"]
@@ -316,7 +317,7 @@ class TestCancel:
         taken = await started(store)
         await complete(store, taken)
 
-        turn = await store.turns.cancel(SessionId(taken.session_id), taken.turn.turn_id, app=LOCAL_APP)
+        turn = await store.turns.cancel(SessionId(taken.session_id), taken.turn.turn_id, grant=LOCAL_APP)
 
         assert turn.state == "completed"
 
@@ -325,12 +326,12 @@ class TestCancel:
         sid = SessionId(taken.session_id)
         behind = await say(store, sid)
 
-        await store.turns.cancel(sid, behind.turn_id, app=LOCAL_APP)
+        await store.turns.cancel(sid, behind.turn_id, grant=LOCAL_APP)
 
-        session = await store.sessions.read(sid, app=None)
+        session = await store.sessions.read(sid, grant=EVERYTHING)
         assert (session.turn_id, session.turn_state, session.queued) == (taken.turn.turn_id, "running", 0)
         assert await complete(store, taken) is False
-        assert (await store.sessions.read(sid, app=None)).turn_id is None
+        assert (await store.sessions.read(sid, grant=EVERYTHING)).turn_id is None
 
     @pytest.mark.parametrize("is_lapsed", [False, True])
     async def test_a_queued_turn_leaves_the_running_ones_text_alone(
@@ -344,10 +345,10 @@ class TestCancel:
             await age(store, sid, LEASE_MS)
             await store.alarms.ring(sid)
 
-        await store.turns.cancel(sid, behind.turn_id, app=LOCAL_APP)
+        await store.turns.cancel(sid, behind.turn_id, grant=LOCAL_APP)
         await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text=" far", offset=2)
 
-        draft = (await store.log.replay(sid, app=None, after=None)).draft
+        draft = (await store.log.replay(sid, grant=EVERYTHING, after=None)).draft
         assert draft is not None
         assert draft.text == "so far"
 
@@ -360,6 +361,6 @@ class TestCancel:
         await say(store, sid)
 
         with pytest.raises(TurnNotFound):
-            await store.turns.cancel(sid, TurnId(turn_id), app=LOCAL_APP)
+            await store.turns.cancel(sid, TurnId(turn_id), grant=LOCAL_APP)
         with pytest.raises(TurnNotFound):
-            await store.turns.read(sid, TurnId(turn_id), app=LOCAL_APP)
+            await store.turns.read(sid, TurnId(turn_id), grant=LOCAL_APP)

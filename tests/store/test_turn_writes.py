@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, SessionId, new_turn_id
 from sessions_api.errors import (
     AnswerTooLarge,
@@ -53,7 +54,7 @@ class TestWorkersWrite:
 
         turn = await turn_of(store, taken)
         assert turn.state == STATES.get(name, "running")
-        session = await store.sessions.read(SessionId(taken.session_id), app=None)
+        session = await store.sessions.read(SessionId(taken.session_id), grant=EVERYTHING)
         assert session.turn_state == (turn.state if turn.is_open else None)
         assert session.queued == (1 if turn.state == "queued" else 0)
 
@@ -76,7 +77,7 @@ class TestWorkersWrite:
     async def test_cancelled_it_is_told_and_nothing_is_written(self, store: Store, name: str) -> None:
         taken = await started(store)
         sid = SessionId(taken.session_id)
-        await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+        await store.turns.cancel(sid, taken.turn.turn_id, grant=LOCAL_APP)
         log = await kinds(store, sid)
 
         assert await act(store, name, taken) is True
@@ -139,7 +140,7 @@ class TestWorkersWrite:
 
         turn = await turn_of(store, taken)
         assert turn.state == STATES.get(name, "running")
-        session = await store.sessions.read(SessionId(taken.session_id), app=None)
+        session = await store.sessions.read(SessionId(taken.session_id), grant=EVERYTHING)
         assert (session.held_until_ms > session.now_ms) is (turn.state == "running")
 
     @pytest.mark.parametrize("name", ACTS)
@@ -172,7 +173,7 @@ class TestWorkersWrite:
 
         assert await act(store, name, taken) is False
 
-        after = await store.sessions.read(sid, app=None)
+        after = await store.sessions.read(sid, grant=EVERYTHING)
         assert after.held_until_ms <= after.now_ms
         await store.alarms.ring(sid)
         turn = await turn_of(store, taken)
@@ -256,7 +257,7 @@ class TestWorkersWrite:
         taken = await started(store)
         sid = SessionId(taken.session_id)
         await lapsed(store, taken)
-        await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+        await store.turns.cancel(sid, taken.turn.turn_id, grant=LOCAL_APP)
 
         assert await act(store, name, taken) is True
 
@@ -268,7 +269,7 @@ class TestWorkersWrite:
         sid = SessionId(taken.session_id)
         await lapsed(store, taken)
         second = await reclaimed(store, taken)
-        await store.turns.cancel(sid, taken.turn.turn_id, app=LOCAL_APP)
+        await store.turns.cancel(sid, taken.turn.turn_id, grant=LOCAL_APP)
 
         assert await act(store, name, taken) is True
         assert await act(store, name, second) is True
@@ -313,7 +314,7 @@ class TestDelta:
         await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text="Grüße, ", offset=0)
         await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text="😀!", offset=7)
 
-        draft = (await store.log.replay(sid, app=None, after=None)).draft
+        draft = (await store.log.replay(sid, grant=EVERYTHING, after=None)).draft
         assert draft is not None
         assert (draft.text, draft.units, draft.index, draft.message_id) == (
             "Grüße, 😀!",
@@ -321,7 +322,7 @@ class TestDelta:
             2,
             turn.message_id,
         )
-        session = await store.sessions.read(sid, app=None)
+        session = await store.sessions.read(sid, grant=EVERYTHING)
         assert session.now_ms < session.held_until_ms <= session.now_ms + LEASE_MS
         assert ears.heard() == [
             ("turn.delta", f"{turn.turn_id} {turn.message_id} 0 0", "Grüße, ".encode()),
@@ -335,7 +336,7 @@ class TestDelta:
             written = await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text=text, offset=offset)
             assert not written.is_cancelled
 
-        draft = (await store.log.replay(sid, app=None, after=None)).draft
+        draft = (await store.log.replay(sid, grant=EVERYTHING, after=None)).draft
         assert draft is not None
         assert draft.text == "abcde"
 
@@ -364,7 +365,7 @@ class TestDelta:
         assert ended.state == "failed"
         assert ended.error is not None
         assert ended.error.code == "ANSWER_TOO_LARGE"
-        assert (await store.sessions.read(sid, app=None)).turn_id is None
+        assert (await store.sessions.read(sid, grant=EVERYTHING)).turn_id is None
 
     async def test_each_attempt_starts_anew(self, store: Store) -> None:
         taken = await started(store)
@@ -374,7 +375,7 @@ class TestDelta:
 
         second = await reclaimed(store, taken)
 
-        draft = (await store.log.replay(sid, app=None, after=None)).draft
+        draft = (await store.log.replay(sid, grant=EVERYTHING, after=None)).draft
         assert draft is not None
         assert (draft.text, draft.units, draft.index, draft.attempt) == ("", 0, 0, 2)
         assert second.turn.message_id != taken.turn.message_id

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, SessionId
 from sessions_api.errors import AnswerTooLarge, TurnLost
 from sessions_api.store import Store
@@ -41,7 +42,7 @@ class TestReply:
         self, store: Store, name: str
     ) -> None:
         taken = await started(store)
-        await store.turns.cancel(SessionId(taken.session_id), taken.turn.turn_id, app=LOCAL_APP)
+        await store.turns.cancel(SessionId(taken.session_id), taken.turn.turn_id, grant=LOCAL_APP)
 
         own = await write(store, name, taken)
         other = await write(store, name, taken, fence="1.0")
@@ -64,7 +65,7 @@ class TestCounts:
     async def test_a_cancelled_turn_counts_when_its_worker_is_told(self, store: Store) -> None:
         taken = await started(store)
         before = turns("cancelled")
-        await store.turns.cancel(SessionId(taken.session_id), taken.turn.turn_id, app=LOCAL_APP)
+        await store.turns.cancel(SessionId(taken.session_id), taken.turn.turn_id, grant=LOCAL_APP)
         assert turns("cancelled") == before
 
         for name in ACTS:
@@ -153,7 +154,7 @@ class TestAnAnswersBody:
             else:
                 await store.turns.complete(sid, turn.turn_id, fence=turn.fence, body=answer_body("so"))
 
-            answer = await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP)
+            answer = await store.turns.answer(sid, turn.turn_id, grant=LOCAL_APP)
             assert answer is not None
             assert json.loads(answer.body) == {
                 "id": turn.message_id,
@@ -169,7 +170,7 @@ class TestAnAnswersBody:
 
         await store.turns.complete(sid, turn.turn_id, fence=turn.fence, around=around, is_more=True)
 
-        answer = await store.turns.answer(sid, turn.turn_id, app=LOCAL_APP)
+        answer = await store.turns.answer(sid, turn.turn_id, grant=LOCAL_APP)
         assert answer is not None
         body = json.loads(answer.body)
         assert (body["content"], body["metadata"]) == ("", {"thought": "hm"})
@@ -184,7 +185,7 @@ class TestAnAnswersBody:
 
         await act(store, "complete", new)
 
-        answer = await store.turns.answer(SessionId(new.session_id), new.turn.turn_id, app=LOCAL_APP)
+        answer = await store.turns.answer(SessionId(new.session_id), new.turn.turn_id, grant=LOCAL_APP)
         assert answer is not None
         assert json.loads(answer.body)["id"] == new.turn.message_id != old.turn.message_id
 
@@ -194,11 +195,11 @@ class TestATurnGivenBack:
     async def test_says_until_when_it_pauses(self, store: Store, pause_ms: int) -> None:
         taken = await started(store)
         sid, turn = SessionId(taken.session_id), taken.turn
-        before = await store.sessions.read(sid, app=None)
+        before = await store.sessions.read(sid, grant=EVERYTHING)
         await store.turns.fail(
             sid, turn.turn_id, fence=turn.fence, code="X", message="x", retry=True, pause_ms=pause_ms
         )
-        after = await store.sessions.read(sid, app=None)
+        after = await store.sessions.read(sid, grant=EVERYTHING)
 
         paused = await turn_of(store, taken)
 
@@ -215,7 +216,7 @@ class TestATurnGivenBack:
     async def test_is_announced_as_queued_once(self, store: Store, ears: Ears, how: str) -> None:
         """What was heard of its text is void; the rev makes it known to whoever missed it."""
         taken = await started(store)
-        before = await store.sessions.read(SessionId(taken.session_id), app=None)
+        before = await store.sessions.read(SessionId(taken.session_id), grant=EVERYTHING)
         ears.heard()
 
         if how == "lapse":
@@ -226,7 +227,7 @@ class TestATurnGivenBack:
 
         heard = [(kind, args) for kind, args, _ in ears.heard() if kind == "turn.queued"]
         assert heard == [("turn.queued", taken.turn.turn_id)]
-        after = await store.sessions.read(SessionId(taken.session_id), app=None)
+        after = await store.sessions.read(SessionId(taken.session_id), grant=EVERYTHING)
         assert after.rev == before.rev + 1
 
     async def test_that_failed_for_good_is_not_queued(self, store: Store, ears: Ears) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
 from sessions_api.domain import timeouts
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import MessageId, SessionId, TurnId
 from sessions_api.domain.timeouts import Clock, TimeoutConfig
 from sessions_api.errors import SessionsError
@@ -201,7 +202,7 @@ class Compared(RuleBasedStateMachine):
     def the_store_is_as_the_model(self) -> None:
         model, of = self.model, self.store.keyspace.of(self.sid)
         session_key, _alarm, log, turns, draft, due, ready, users, agents, near, running, _live = of.all()
-        replay = self.run(self.store.log.replay(self.sid, app=None, after=0))
+        replay = self.run(self.store.log.replay(self.sid, grant=EVERYTHING, after=0))
         assert [(entry.status or entry.kind, entry.turn_id) for entry in replay.entries] == model.log
         assert [entry.prev for entry in replay.entries] == [
             0,
@@ -209,7 +210,7 @@ class Compared(RuleBasedStateMachine):
         ][: len(replay.entries)]
         assert (replay.session is None) is model.over
         for turn_id, turn in model.turns.items():
-            found = self.run(self.store.turns.read(self.sid, turn_id, app=None))
+            found = self.run(self.store.turns.read(self.sid, turn_id, grant=EVERYTHING))
             assert (found.state, found.attempt, len(found.messages)) == (
                 turn.state,
                 turn.attempt,

@@ -129,7 +129,7 @@ class Scene:
         message_id = new_message_id()
         return await self.store.log.append(
             session_id,
-            app=LOCAL_APP,
+            grant=LOCAL_APP,
             message=NewMessage(message_id, user_body(message_id, content, USER)),
             turn_id=new_turn_id(),
             on_busy=on_busy,
@@ -165,10 +165,10 @@ class Scene:
 
     async def configure(self, session_id: SessionId, *, timeout_ms: int) -> Session:
         change = ConfigChange(timeout_ms=("s", timeout_ms))
-        return await self.store.sessions.configure(session_id, app=LOCAL_APP, op=new_op_id(), change=change)
+        return await self.store.sessions.configure(session_id, grant=LOCAL_APP, op=new_op_id(), change=change)
 
     async def follow(self, session_id: SessionId, after: int | None = None) -> Follower:
-        return Follower(await self.hub.follow(session_id, app=LOCAL_APP, after=after))
+        return Follower(await self.hub.follow(session_id, grant=LOCAL_APP, after=after))
 
 
 class Follower:

@@ -10,6 +10,7 @@ from typing import Any
 
 import redis
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import (
     LOCAL_APP,
     AgentId,
@@ -144,7 +145,7 @@ async def say(
     message_id = message_id or new_message_id()
     return await store.log.append(
         session_id,
-        app=None,
+        grant=EVERYTHING,
         message=NewMessage(message_id, user_body(message_id, text)),
         turn_id=turn_id or new_turn_id(),
         on_busy=on_busy,
@@ -286,7 +287,7 @@ async def written(store: Store, session_id: SessionId) -> list[LogEntry]:
     entries: list[LogEntry] = []
     while True:
         after = entries[-1].cursor if entries else 0
-        replay = await store.log.replay(session_id, app=None, after=after, limit=7)
+        replay = await store.log.replay(session_id, grant=EVERYTHING, after=after, limit=7)
         entries += replay.entries
         if replay.complete:
             return entries

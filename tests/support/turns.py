@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import SessionId
 from sessions_api.domain.turns import ClaimedTurn, Turn
 from sessions_api.store import Store
@@ -41,12 +42,12 @@ async def write(store: Store, name: str, taken: ClaimedTurn, fence: str | None =
 
 
 async def turn_of(store: Store, taken: ClaimedTurn) -> Turn:
-    return await store.turns.read(SessionId(taken.session_id), taken.turn.turn_id, app=None)
+    return await store.turns.read(SessionId(taken.session_id), taken.turn.turn_id, grant=EVERYTHING)
 
 
 async def kinds(store: Store, session_id: SessionId) -> list[str]:
     """The log, a word for each entry."""
-    replay = await store.log.replay(session_id, app=None, after=0)
+    replay = await store.log.replay(session_id, grant=EVERYTHING, after=0)
     return [entry.status or entry.kind for entry in replay.entries]
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from sessions_api.domain import timeouts
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import AgentId, new_message_id, new_op_id, new_turn_id
 from sessions_api.domain.messages import NewMessage
 from sessions_api.domain.sessions import ConfigChange, OnBusy
@@ -72,7 +73,7 @@ class UserSide(Compared):
     @rule()
     def renew(self) -> None:
         model = self.model
-        got = self.attempt(self.store.sessions.renew(self.sid, app=None, op=new_op_id()))
+        got = self.attempt(self.store.sessions.renew(self.sid, grant=EVERYTHING, op=new_op_id()))
         if model.over:
             assert got is SessionExpired
         elif timeouts.is_capped(model.clock, model.config):
@@ -84,7 +85,7 @@ class UserSide(Compared):
     @rule()
     def heartbeat(self) -> None:
         model = self.model
-        got = self.attempt(self.store.sessions.heartbeat(self.sid, app=None, op=new_op_id()))
+        got = self.attempt(self.store.sessions.heartbeat(self.sid, grant=EVERYTHING, op=new_op_id()))
         if model.over:
             assert got is SessionExpired
             return
@@ -108,7 +109,9 @@ class UserSide(Compared):
         if auto is not None:
             asked["auto_renew"] = ("s", auto)
         change = ConfigChange(**asked)
-        got = self.attempt(self.store.sessions.configure(self.sid, app=None, op=new_op_id(), change=change))
+        got = self.attempt(
+            self.store.sessions.configure(self.sid, grant=EVERYTHING, op=new_op_id(), change=change)
+        )
         if model.over:
             assert got is SessionExpired
             return
@@ -152,7 +155,7 @@ class UserSide(Compared):
     def cancel(self, data: st.DataObject) -> None:
         model = self.model
         turn_id = data.draw(st.sampled_from(list(model.turns)))
-        got = self.attempt(self.store.turns.cancel(self.sid, turn_id, app=None))
+        got = self.attempt(self.store.turns.cancel(self.sid, turn_id, grant=EVERYTHING))
         turn = model.turns[turn_id]
         if model.over:
             assert got is SessionExpired or turn.state == "cancelled"
@@ -185,7 +188,7 @@ class UserSide(Compared):
 
         def call() -> Coroutine[Any, Any, Any]:
             message = NewMessage(message_id, agent_body(message_id, "by the way"))
-            return self.store.log.speak(self.sid, app=None, agent=agent, message=message)
+            return self.store.log.speak(self.sid, grant=EVERYTHING, agent=agent, message=message)
 
         got = self.attempt(call())
         if not is_known or model.over:
@@ -197,7 +200,7 @@ class UserSide(Compared):
 
     @rule()
     def end(self) -> None:
-        self.run(self.store.sessions.end(self.sid, app=None))
-        assert self.attempt(self.store.sessions.read(self.sid, app=None)) is SessionNotFound
+        self.run(self.store.sessions.end(self.sid, grant=EVERYTHING))
+        assert self.attempt(self.store.sessions.read(self.sid, grant=EVERYTHING)) is SessionNotFound
         assert {key for key in sorted(self.server.keys()) if not key.startswith(b"sa:once:")} == {b"sa:meta"}
         self.open(self.model.config)

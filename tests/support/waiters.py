@@ -10,6 +10,7 @@ from sessions_api.agents.desk import Desk
 from sessions_api.agents.finder import Finder
 from sessions_api.agents.presences import Presences
 from sessions_api.agents.work import Work
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import SessionId
 from sessions_api.domain.turns import ClaimedTurn, Turn
@@ -79,7 +80,9 @@ async def became(store: Store, claimed: ClaimedTurn, state: str) -> Turn:
     found: list[Turn] = []
 
     async def is_so() -> bool:
-        found.append(await store.turns.read(SessionId(claimed.session_id), claimed.turn.turn_id, app=None))
+        found.append(
+            await store.turns.read(SessionId(claimed.session_id), claimed.turn.turn_id, grant=EVERYTHING)
+        )
         return found[-1].state == state
 
     await eventually(is_so)

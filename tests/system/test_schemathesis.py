@@ -8,16 +8,29 @@ from pathlib import Path
 
 import pytest
 
+from sessions_api.access.keyring import mint
 from tests.support.service import Service
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-BUDGET_S = 40
+BUDGET_S = 30
+NO_LIMITS = {
+    "SESSIONS_LIMIT_CREATES_KEY": "off",
+    "SESSIONS_LIMIT_MESSAGES_KEY": "off",
+    "SESSIONS_LIMIT_REQUESTS_KEY": "off",
+}
+"""A refusal by a limit would hide every other answer."""
 
 
 @pytest.mark.timeout(BUDGET_S + 80)
-def test_finds_nothing(tmp_path: Path) -> None:
-    """All checks on valid and invalid data; streams have no end and are tested elsewhere."""
-    with Service(tmp_path) as service:
+@pytest.mark.parametrize("has_keys", [False, True], ids=["without keys", "with a key"])
+def test_finds_nothing(tmp_path: Path, *, has_keys: bool) -> None:
+    """All checks on valid and invalid data; streams have no end and are tested elsewhere.
+
+    With a key that may do everything, each operation is also tried without it.
+    """
+    line, key = mint("ops", ["admin"])
+    env = {"SESSIONS_KEYS": line, **NO_LIMITS} if has_keys else {}
+    with Service(tmp_path, env=env) as service:
         command = [
             sys.executable,
             "-m",
@@ -41,6 +54,7 @@ def test_finds_nothing(tmp_path: Path) -> None:
             "--seed",
             "2",
             "--no-color",
+            *(["--header", f"X-API-KEY: {key}"] if has_keys else []),
         ]
 
         run = subprocess.run(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import sessions_api
-from sessions_api.domain.ids import AppName, SessionId, UserId, new_op_id
+from sessions_api.domain.access import EVERYTHING
+from sessions_api.domain.ids import SessionId, UserId, new_op_id
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.errors import CallerError
 from sessions_api.keeper.hints import Hints
@@ -79,7 +80,7 @@ async def keeping(replicas: list[Store]) -> AsyncIterator[list[Keeper]]:
 
 async def renew(store: Store, session_id: SessionId) -> bool:
     try:
-        await store.sessions.renew(session_id, app=AppName("local"), op=new_op_id())
+        await store.sessions.renew(session_id, grant="local", op=new_op_id())
     except CallerError:
         return False
     return True
@@ -196,7 +197,7 @@ class TestInTheEnd:
             turn = claim.turn.turn
             await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text="so", offset=0)
         if fate % 4 == 3:
-            await store.sessions.end(sid, app=None)
+            await store.sessions.end(sid, grant=EVERYTHING)
         return sid
 
     @staticmethod

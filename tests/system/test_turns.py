@@ -11,6 +11,7 @@ import pytest
 from sessions_api.agents.connectors import CONNECTORS, Connector
 from sessions_api.agents.dispatcher import Dispatcher
 from sessions_api.agents.finder import Finder
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import ECHO_ID, AgentDefinition
 from sessions_api.domain.ids import SessionId, TurnId, UserId, new_message_id, new_op_id, new_turn_id
 from sessions_api.domain.messages import LogEntry, NewMessage
@@ -88,7 +89,7 @@ async def say(
     message_id = new_message_id()
     return await store.log.append(
         session_id,
-        app=None,
+        grant=EVERYTHING,
         message=NewMessage(message_id, user_body(message_id, content, USER)),
         turn_id=new_turn_id(),
         on_busy=on_busy,
@@ -96,7 +97,7 @@ async def say(
 
 
 async def log_of(store: Store, session_id: SessionId) -> list[LogEntry]:
-    return (await store.log.replay(session_id, app=None, after=0)).entries
+    return (await store.log.replay(session_id, grant=EVERYTHING, after=0)).entries
 
 
 async def answers(store: Store, session_id: SessionId) -> list[str]:
@@ -110,7 +111,7 @@ async def turn_is(
     found: list[Turn] = []
 
     async def is_so() -> bool:
-        found.append(await store.turns.read(session_id, turn_id, app=None))
+        found.append(await store.turns.read(session_id, turn_id, grant=EVERYTHING))
         return found[-1].state == state and attempt in {None, found[-1].attempt}
 
     await eventually(is_so)
@@ -191,7 +192,7 @@ class TestAnAttempt:
     @staticmethod
     async def draft_is(store: Store, session_id: SessionId, text: str) -> None:
         async def is_so() -> bool:
-            draft = (await store.log.replay(session_id, app=None, after=None)).draft
+            draft = (await store.log.replay(session_id, grant=EVERYTHING, after=None)).draft
             return draft is not None and draft.text == text
 
         await eventually(is_so)
@@ -265,7 +266,7 @@ class TestAnAttempt:
             appended = await say(store, sid, "hello")
             script.say("begun")
             await self.draft_is(store, sid, "begun")
-            await store.turns.cancel(sid, appended.turn_id, app=None)
+            await store.turns.cancel(sid, appended.turn_id, grant=EVERYTHING)
             script.say(" and going on")
             await until(lambda: script.closed == 1)
 
@@ -277,7 +278,7 @@ class TestAnAttempt:
             sid = await session_of(store)
             await say(store, sid, "hello")
             await until(lambda: script.turns)
-            await store.sessions.end(sid, app=None)
+            await store.sessions.end(sid, grant=EVERYTHING)
             script.say("too late")
 
             await until(lambda: script.closed == 1)
@@ -340,7 +341,7 @@ class TestAStop:
             appended = await say(store, sid, "hello")
             await until(lambda: heard.count(sid)["turn.queued"])
 
-            assert (await store.turns.read(sid, appended.turn_id, app=None)).state == "queued"
+            assert (await store.turns.read(sid, appended.turn_id, grant=EVERYTHING)).state == "queued"
             assert not script.turns
 
 

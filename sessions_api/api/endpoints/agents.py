@@ -10,7 +10,7 @@ from sessions_api.api.requests import Request
 from sessions_api.api.state import State
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import AgentId
-from sessions_api.errors import AgentInUse, AgentNotFound
+from sessions_api.errors import AgentInUse, AgentNotFound, Forbidden
 from sessions_api.wire.agents import AgentDeleted, AgentInfo, AgentList, AvailabilityInfo
 from sessions_api.wire.definitions import DefinitionReader
 
@@ -22,6 +22,8 @@ async def put(request: Request) -> Reply:
     state = request.state
     body = await request.json()
     agent_id = _agent_id(request)
+    if not request.caller.may_serve(agent_id):
+        raise Forbidden("This key is for another agent")
     await state.store.agents.refresh()  # `********` keeps what is stored, not what was half a second ago
     reader = DefinitionReader(state.rules.bounds)
     definition = reader.read_put(
@@ -36,7 +38,10 @@ async def put(request: Request) -> Reply:
 
 async def read(request: Request) -> Reply:
     """The definition, its secrets hidden."""
-    return reply(_info(request.state, await request.state.store.agents.find(_agent_id(request))))
+    agent_id = _agent_id(request)
+    if not request.caller.may_serve(agent_id):
+        raise AgentNotFound(request.params["agentId"])
+    return reply(_info(request.state, await request.state.store.agents.find(agent_id)))
 
 
 async def list_(request: Request) -> Reply:
@@ -68,8 +73,10 @@ async def forget(request: Request) -> Reply:
 
 async def availability(request: Request) -> Reply:
     """Whether the agent is there to answer, and what it has to do; read from Redis now."""
-    store = request.state.store
-    agent = await store.agents.find(_agent_id(request))
+    store, agent_id = request.state.store, _agent_id(request)
+    if not request.caller.is_app and not request.caller.may_serve(agent_id):
+        raise AgentNotFound(request.params["agentId"])
+    agent = await store.agents.find(agent_id)
     return reply(AvailabilityInfo.of(agent.agent_id, await store.attendance.read(agent.agent_id)))
 
 

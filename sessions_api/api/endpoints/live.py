@@ -6,14 +6,18 @@ from typing import Final
 
 from starlette.types import Receive, Send
 
+from sessions_api.api.auth import NOBODY, check_route
 from sessions_api.api.frames import FrameOperations
 from sessions_api.api.paging import Query
-from sessions_api.api.replies import EMPTY, Header, Reply
+from sessions_api.api.replies import CLOSED, EMPTY, SAFE, Header, Reply
 from sessions_api.api.requests import Request
+from sessions_api.domain.access import Caller
+from sessions_api.live.handshake import Handshake
 from sessions_api.live.sse import start_of, stream_events
 from sessions_api.live.websocket import Conversation
 
-NOSNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
+ALLOWS: Final = frozenset({"app", "agent", "read"})
+"""Who may follow, as for the route of ``/events``."""
 
 
 class EventStream:
@@ -26,9 +30,12 @@ class EventStream:
     async def run(self, receive: Receive, send: Send, headers: tuple[Header, ...]) -> None:
         request = self._request
         subscription = await request.state.hub.follow(
-            request.session_id, app=request.caller.app, after=self._after
+            request.session_id,
+            grant=request.caller.read_grant,
+            after=self._after,
+            key_id=request.caller.key_id,
         )
-        await stream_events(subscription, receive, send, headers=(*headers, NOSNIFF))
+        await stream_events(subscription, receive, send, headers=(*headers, *SAFE, CLOSED))
 
 
 async def events(request: Request) -> Reply | EventStream:
@@ -40,19 +47,33 @@ async def events(request: Request) -> Reply | EventStream:
     return EventStream(request, start.after)
 
 
-async def converse(request: Request, send: Send) -> None:
-    """``/ws``: the same events, and frames that send, renew and cancel."""
+async def converse(request: Request, handshake: Handshake) -> None:
+    """``/ws``: the same events, and frames that send, renew and cancel.
+
+    Raises:
+        SessionsError, BadFrame: the conversation did not begin.
+        ClientLeft
+    """
+    access, session_id = request.state.access, request.params["sessionId"]
+
+    def whom(token: str | None) -> Caller:
+        caller = access.caller({} if token is None else {b"x-api-key": token.encode("utf-8", "replace")})
+        caller = caller or NOBODY
+        check_route(caller, ALLOWS, session_id)
+        return caller
+
     start = start_of(None, Query(request.query()).text("after"))
+    if request.caller is NOBODY:
+        request.caller = await handshake.authenticate(whom)
+    else:
+        check_route(request.caller, ALLOWS, session_id)
     conversation = Conversation(
-        request.receive,
-        send,
+        handshake,
         hub=request.state.hub,
-        operations=FrameOperations(request.state.operations, request.state.rules),
+        operations=FrameOperations(request.state.operations, request.state.rules, address=request.address),
         session_id=request.session_id,
         caller=request.caller,
+        authenticate=whom,
         after=start.after,
-        request_id=request.id.decode(),
-        instance=request.instance,
-        offered=list(request.scope.get("subprotocols", ())),
     )
     await conversation.run()

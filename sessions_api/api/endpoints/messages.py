@@ -6,9 +6,10 @@ from typing import Final
 
 from sessions_api.api.bodies import SendBody, read_message
 from sessions_api.api.idempotency import read_key
+from sessions_api.api.operations import Accepted
 from sessions_api.api.paging import Query
 from sessions_api.api.poststream import PostStream
-from sessions_api.api.replies import REPLAYED, Header, Reply
+from sessions_api.api.replies import REPLAYED, Header, Reply, limit_headers
 from sessions_api.api.requests import Request, unless_gone
 from sessions_api.wire.messages import history_json
 
@@ -32,9 +33,10 @@ async def send(request: Request) -> Reply | PostStream:
         return PostStream(request, message, key)
     if message.transport == "http":
         return await _send_and_wait(request, message, key)
-    accepted = await request.state.operations.accept(request.session_id, request.caller, message, key)
-    body = accepted.reply.json(minimal=request.prefers_minimal)
-    return Reply(201, body, (REPLAYED,) if accepted.is_repeat else ())
+    accepted = await request.state.operations.accept(
+        request.session_id, request.caller, message, key, address=request.address
+    )
+    return _posted(request, accepted)
 
 
 async def _send_and_wait(request: Request, message: SendBody, key: str | None) -> Reply:
@@ -43,8 +45,11 @@ async def _send_and_wait(request: Request, message: SendBody, key: str | None) -
     A client that leaves stops the waiting, never the turn.
     """
     session_id = request.session_id
+    await request.state.operations.check_poster(session_id, request.caller)
     async with request.state.hub.watch(session_id) as watch:
-        accepted = await request.state.operations.accept(session_id, request.caller, message, key)
+        accepted = await request.state.operations.accept(
+            session_id, request.caller, message, key, address=request.address
+        )
         request.turn_id = accepted.turn_id
         outcome = await unless_gone(
             request.receive,
@@ -60,8 +65,12 @@ async def _send_and_wait(request: Request, message: SendBody, key: str | None) -
         answer = (
             b"null" if outcome.answer is None else accepted.reply.answer(outcome.answer, is_cancelled=False)
         )
+    return _posted(request, accepted, answer)
+
+
+def _posted(request: Request, accepted: Accepted, answer: bytes | None = None) -> Reply:
     body = accepted.reply.json(minimal=request.prefers_minimal, answer=answer)
-    return Reply(201, body, (REPLAYED,) if accepted.is_repeat else ())
+    return Reply(201, body, (REPLAYED,) if accepted.is_repeat else limit_headers(accepted.standings))
 
 
 async def history(request: Request) -> Reply:
@@ -73,7 +82,7 @@ async def history(request: Request) -> Reply:
     session_id = request.session_id
     query.check()
     page = await request.state.store.log.history(
-        session_id, app=request.caller.app, limit=limit, before=before, after=after, ended=ended
+        session_id, grant=request.caller.read_grant, limit=limit, before=before, after=after, ended=ended
     )
     headers: tuple[Header, ...] = ()
     if page.entries:

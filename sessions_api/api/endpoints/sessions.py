@@ -11,14 +11,23 @@ from msgspec import UNSET
 from sessions_api.api.bodies import joined, read_create, read_patch
 from sessions_api.api.idempotency import read_key
 from sessions_api.api.paging import Query
-from sessions_api.api.replies import REPLAYED, Header, Reply, reply, session_reply
+from sessions_api.api.replies import REPLAYED, Header, Reply, limit_headers, reply, session_reply
 from sessions_api.api.requests import MERGE_PATCH, Request
 from sessions_api.domain import timeouts
+from sessions_api.domain.access import Caller
 from sessions_api.domain.agents import AgentDefinition
-from sessions_api.domain.ids import AgentId, AppName, SessionId, UserId, new_op_id, new_session_id
+from sessions_api.domain.ids import (
+    LOCAL_APP,
+    AgentId,
+    AppName,
+    SessionId,
+    UserId,
+    new_op_id,
+    new_session_id,
+)
 from sessions_api.domain.sessions import STAGES, ConfigChange, NewSession, Session
 from sessions_api.domain.timeouts import TimeoutChoice
-from sessions_api.errors import ConfigChanged, FieldError, InvalidInput
+from sessions_api.errors import ConfigChanged, FieldError, Forbidden, InvalidInput
 from sessions_api.store.sessions import Once
 from sessions_api.telemetry import metrics
 from sessions_api.wire.sessions import Deleted, SessionInfo, SessionList, SessionStats
@@ -49,6 +58,7 @@ async def create(request: Request) -> Reply:
             body.faults.append(body.reader.error(body.given))
     if body.faults:
         raise joined(body.faults)
+    standings = await state.gate.create(request.caller, request.address)
     await state.operations.check_available(agent.agent_id)
     user_id = UserId(body.user_id.lower())
     new = NewSession(
@@ -70,6 +80,7 @@ async def create(request: Request) -> Reply:
     if is_repeat:
         headers = (*headers, REPLAYED)
     else:
+        headers += limit_headers(standings)
         metrics.CREATED.of(metrics.agent(agent.agent_id)).inc()
     return session_reply(session, status=201, headers=headers)
 
@@ -85,7 +96,7 @@ def _once_of_user(
 
 async def read(request: Request) -> Reply:
     """The session as it stands; renews nothing."""
-    session = await request.state.store.sessions.read(request.session_id, app=request.caller.app)
+    session = await request.state.store.sessions.read(request.session_id, grant=request.caller.read_grant)
     return session_reply(session)
 
 
@@ -108,7 +119,7 @@ async def end(request: Request) -> Reply:
     """Erase the session and everything it holds, also an expired one."""
     await request.body()
     session_id = request.session_id
-    await request.state.store.sessions.end(session_id, app=request.caller.app)
+    await request.state.store.sessions.end(session_id, grant=request.caller.grant)
     return reply(
         Deleted(True, f"Session {request.params['sessionId']} deleted successfully", {"success": True})
     )
@@ -123,11 +134,11 @@ async def configure(request: Request) -> Reply:
     versions = _if_match(request.headers.get(b"if-match"))
     known: Session | None = None
     if returned or (versions is not None and len(versions) != 1):
-        known = await state.store.sessions.read(session_id, app=request.caller.app)
+        known = await state.store.sessions.read(session_id, grant=request.caller.grant)
     agent = state.store.agents.get(known.agent) if known is not None else None
     session = await state.store.sessions.configure(
         session_id,
-        app=request.caller.app,
+        grant=request.caller.grant,
         op=new_op_id(),
         change=_change(choice, returned, agent, state.rules.default_config),
         if_match=_one_of(versions, session_id, known),
@@ -191,19 +202,21 @@ def _one_of(versions: list[int] | None, session_id: SessionId, known: Session | 
 
 
 async def list_(request: Request) -> Reply:
-    """Live sessions of the caller's application, page by page."""
+    """Live sessions page by page: an application's own, or for ``admin`` those of all."""
     query = Query(request.query())
     limit = query.limit(MAX_PAGE, MAX_PAGE)
     user_id, agent_id = query.uuid("userId"), query.uuid("agentId")
-    app = AppName(query.matching("app", "[a-z0-9-]{1,32}") or request.caller.app)
+    named = query.matching("app", "[a-z0-9-]{1,32}")
     stage = query.choice("stage", STAGES)
     created_after, created_before = query.instant("createdAfter"), query.instant("createdBefore")
     query.check()
+    app = _listed_app(request.caller, AppName(named) if named else None)
+    apps = request.state.keyring.apps | {LOCAL_APP}
     listing, counts = request.state.store.listing, request.state.counts
     by_user = UserId(user_id) if user_id is not None else None
     by_agent = AgentId(agent_id) if agent_id is not None and by_user is None else None
     page = await listing.page(
-        app=app, agent_id=by_agent, user_id=by_user, limit=limit, after=query.text("cursor")
+        app=app, apps=apps, agent_id=by_agent, user_id=by_user, limit=limit, after=query.text("cursor")
     )
     sessions = [
         session
@@ -215,12 +228,12 @@ async def list_(request: Request) -> Reply:
     ]
     is_counted = stage is None and created_after is None and created_before is None
     is_counted = is_counted and not (user_id is not None and agent_id is not None)
-    overall = await counts.total(app=app)
-    total = (
-        await counts.total(app=app, agent_id=by_agent, user_id=by_user)
-        if is_counted and (by_user or by_agent)
-        else overall
-    )
+    # What is counted may be a second old; what is listed is there.
+    listed = len(page.sessions)
+    overall = max(listed, await counts.total(app=app))
+    total = overall
+    if is_counted and (by_user or by_agent):
+        total = max(listed, await counts.total(app=app, apps=apps, agent_id=by_agent, user_id=by_user))
     content = SessionList(
         [SessionInfo.of(session) for session in sessions],
         SessionStats(overall, overall, 0),
@@ -231,3 +244,16 @@ async def list_(request: Request) -> Reply:
     if page.next is not None:
         headers = ((b"link", request.link(cursor=page.next, rel="next")),)
     return reply(content, headers=headers)
+
+
+def _listed_app(caller: Caller, named: AppName | None) -> AppName | None:
+    """Whose sessions are listed; None: everybody's.
+
+    Raises:
+        Forbidden: another application's.
+    """
+    if caller.is_admin:
+        return named
+    if named not in {None, caller.app}:
+        raise Forbidden("A key lists the sessions of its own application")
+    return caller.app

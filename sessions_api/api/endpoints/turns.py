@@ -12,7 +12,7 @@ async def read(request: Request) -> Reply:
     """The turn's state, also of a session that has expired."""
     session_id = request.session_id
     turn = await request.state.store.turns.read(
-        session_id, as_turn_id(request.params["turnId"]), app=request.caller.app
+        session_id, as_turn_id(request.params["turnId"]), grant=request.caller.read_grant
     )
     return reply(TurnInfo.of(turn, session_id))
 

@@ -57,6 +57,7 @@ async def delta(request: Request) -> Reply:
     is_cancelled = await request.state.work.delta(
         request.session_id,
         as_turn_id(request.params["turnId"]),
+        grant=request.caller.work_grant,
         fence=body.fence,
         text=body.text,
         offset=body.offset,
@@ -68,7 +69,11 @@ async def extend(request: Request) -> Reply:
     """Still at it. With ``?wait=`` the reply stays out so long, unless somebody ends the turn."""
     fence, wait_s = read_extend(await request.json(), request.query(), longest_wait_s=LONGEST_STAY_S)
     extending = request.state.work.extend(
-        request.session_id, as_turn_id(request.params["turnId"]), fence=fence, wait_s=wait_s
+        request.session_id,
+        as_turn_id(request.params["turnId"]),
+        grant=request.caller.work_grant,
+        fence=fence,
+        wait_s=wait_s,
     )
     return _written(await (unless_gone(request.receive, extending) if wait_s else extending))
 
@@ -77,7 +82,11 @@ async def complete(request: Request) -> Reply:
     """The answer is whole."""
     body = read_complete(await request.json(max_bytes=MAX_ANSWER_BYTES))
     is_cancelled = await request.state.work.complete(
-        request.session_id, as_turn_id(request.params["turnId"]), fence=body.fence, answer=body.answer
+        request.session_id,
+        as_turn_id(request.params["turnId"]),
+        grant=request.caller.work_grant,
+        fence=body.fence,
+        answer=body.answer,
     )
     return _written(is_cancelled)
 
@@ -88,6 +97,7 @@ async def fail(request: Request) -> Reply:
     is_cancelled = await request.state.work.fail(
         request.session_id,
         as_turn_id(request.params["turnId"]),
+        grant=request.caller.work_grant,
         fence=body.fence,
         code=body.code,
         message=body.message,
@@ -101,14 +111,14 @@ async def release(request: Request) -> Reply:
     """The turn is handed back at once; the attempt does not count."""
     fence = read_release(await request.json())
     is_cancelled = await request.state.work.release(
-        request.session_id, as_turn_id(request.params["turnId"]), fence=fence
+        request.session_id, as_turn_id(request.params["turnId"]), grant=request.caller.work_grant, fence=fence
     )
     return _written(is_cancelled)
 
 
 async def _worker_agent(request: Request) -> AgentDefinition:
     text = request.params["agentId"]
-    if not is_uuid(text):
+    if not is_uuid(text) or not request.caller.may_serve(AgentId(text.lower())):
         raise AgentNotFound(text)
     agent = await request.state.store.agents.find(AgentId(text.lower()))
     if agent.kind != "worker":

@@ -1,7 +1,7 @@
 --[[ abandon: nobody will answer: every open turn of a session fails for good.
 
 KEYS   the session's twelve
-ARGV   sid, app, code, message
+ARGV   sid, grant, code, message
 REPLY  {'ok', sid, became, abandoned} | expired | absent
 
 Repeatable by nature: what has failed is no longer open. ]]

@@ -1,7 +1,7 @@
 --[[ alarm: do whatever is due for a session, each at most once, and set the next alarm.
 
 KEYS   the session's twelve
-ARGV   sid, app
+ARGV   sid, grant
 REPLY  {'expired' | 'warned' | 'lapsed' | 'idle', sid, lag_ms, lost} | {'absent', sid}
 
 The claim is the transition itself: anyone may call it at any time, on a hint, by

@@ -1,7 +1,7 @@
 --[[ answer: the log entry that answers a turn.
 
 KEYS   the session's five
-ARGV   sid, app, turn_id, after (cursor of its message, 0 = unknown)
+ARGV   sid, grant, turn_id, after (cursor of its message, 0 = unknown)
 REPLY  {'ok', sid, entry} | {'none', sid} | absent
 
 By the record's cursor while the turn is among the last 50 that ended, else by its
@@ -12,7 +12,7 @@ local turn_id, after = ARGV[3], ARGV[4]
 local BATCH = 200
 
 local dead = over()
-if dead and dead[1] == 'absent' then return dead end
+if dead and dead[1] ~= 'expired' then return dead end
 local record = redis.call('HGET', turns, turn_id)
 local cursor = record and cjson.decode(record).answer or 0
 if cursor and cursor > 0 then

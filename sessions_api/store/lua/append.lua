@@ -1,28 +1,30 @@
 --[[ append: a user's message enters the log and gets its turn.
 
-KEYS   the session's twelve, once
-ARGV   sid, app, message_id, turn_id, body, on_busy ('' = the session's),
-       fingerprint ('' without a key), is_agent_away ('1': refuse all but a repeat)
-REPLY  {'ok' | 'repeated', sid, now, message_id, cursor, turn_id, renewed, fields}
-       | {'away', sid, agent_id} | {'busy', sid, turn_id, state} | {'backlog', sid, queued}
+KEYS   the session's twelve, once, the limits that hold for the message
+ARGV   sid, grant, message_id, turn_id, body, on_busy ('' = the session's),
+       fingerprint ('' without a key), is_agent_away ('1': refuse all but a repeat),
+       then quota and window_ms of each limit
+REPLY  {'ok' | 'repeated', sid, now, message_id, cursor, turn_id, renewed, fields, standings}
+       | {'limited', sid, index, retry_after_ms} | {'away', sid, agent_id} | {'busy', sid, turn_id, state} | {'backlog', sid, queued}
        | {'mismatch', sid} | expired | absent
 
 The idempotency key is looked up before anything else; only success is remembered.
 Repeatable by its turn id; a message that opens no turn of its own, by its once
 entry. onBusy: queue opens a turn; merge joins the last queued one; interrupt
 cancels the running turn and takes all that is queued; reject wants none open. ]]
--- needs: session clock turns ending
+-- needs: session clock turns ending limits
 
 local once = KEYS[13]
 local message_id, turn_id, body, on_busy, fingerprint = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local is_agent_away = ARGV[8] == '1'
 local MAX_QUEUED, MAX_QUEUED_BYTES = 100, 4194304
 
-local function accepted(word, id, cursor, turn, renewed)
-  return {word, sid, int(now), id, cursor, turn, renewed, fields()}
+local function accepted(word, id, cursor, turn, renewed, standings)
+  return {word, sid, int(now), id, cursor, turn, renewed, fields(), standings or {}}
 end
 
-if s.app == '' or (app ~= '' and s.app ~= app) then return {'absent', sid} end
+local stranger = refused_by_grant()
+if stranger then return stranger end
 local first = redis.call('GET', once)
 if first then
   local known, id, cursor, turn, renewed = string.match(first, '(%S+) (%S+) (%S+) (%S+) (%S+)')
@@ -34,6 +36,9 @@ if before then return accepted('ok', message_id, int(before.opened), turn_id, be
 local dead = over()
 if dead then return dead end
 if is_agent_away then return {'away', sid, s.agent_id} end
+local limits = read_limits(now, 14, 9)
+local refusal, retry_after_ms = refusing(limits)
+if refusal then return {'limited', sid, refusal, retry_after_ms} end
 
 if on_busy == '' then on_busy = s.on_busy end
 -- A user's message is by the session's user, whom the replica does not know without a read.
@@ -98,4 +103,4 @@ warn()
 arm()
 save()
 keep()
-return accepted('ok', message_id, int(cursor), turn_id, renewed)
+return accepted('ok', message_id, int(cursor), turn_id, renewed, charge_all(limits, now))

@@ -1,7 +1,7 @@
 --[[ cancel: end a turn that is queued or running; what was said so far stays.
 
 KEYS   the session's twelve
-ARGV   sid, app, turn_id, by (user | agent)
+ARGV   sid, grant, turn_id, by (user | agent)
 REPLY  {'ok', sid, became, record} | {'unknown', sid} | expired | absent
 
 Cancel and complete race here: the first wins, the other is told. Repeatable: a
@@ -11,7 +11,7 @@ turn that has ended is replied as it is. ]]
 local turn_id, by = ARGV[3], ARGV[4]
 
 local dead = over()
-if dead and dead[1] == 'absent' then return dead end
+if dead and dead[1] ~= 'expired' then return dead end
 local turn = turn_of(turn_id)
 -- A repeat, if the first try ended the session with its turn.
 if dead and not (turn and turn.state == 'cancelled' and turn.by == by) then return dead end

@@ -1,7 +1,7 @@
 --[[ claim: a worker takes the oldest queued turn of one session.
 
 KEYS   the session's twelve
-ARGV   sid, app, worker, fence_bits, message_id, turn_ms, max_attempts, agent_id
+ARGV   sid, grant, worker, fence_bits, message_id, turn_ms, max_attempts, agent_id
 REPLY  {'claimed', sid, now, next, was_lapsed, record, messages, fields} | {'taken', sid, next}
 
 The fence changes here and nowhere else. Repeatable: a repeat finds its own random

@@ -1,7 +1,7 @@
 --[[ complete: a worker's answer enters the log and ends its turn.
 
 KEYS   the session's twelve
-ARGV   sid, app, turn_id, fence, body ('' = an empty answer: nothing is stored), tail, is_more
+ARGV   sid, grant, turn_id, fence, body ('' = an empty answer: nothing is stored), tail, is_more
 REPLY  written | refused (lib/worker.lua) | expired | absent
 
 The body comes without the message's id and author. With a tail the answer's content
@@ -13,7 +13,7 @@ own earlier success is the same success. ]]
 local turn_id, fence, body, tail, is_more = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
 
 local dead = over()
-if dead and dead[1] == 'absent' then return dead end
+if dead and dead[1] ~= 'expired' then return dead end
 local turn = turn_of(turn_id)
 local standing = standing_of(turn, fence)
 if standing == 'cancelled' then return told(turn, fence) end

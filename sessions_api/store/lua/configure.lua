@@ -1,7 +1,7 @@
 --[[ configure: change the timeouts of a live session; the deadline counts from its last renewal.
 
 KEYS   the session's twelve
-ARGV   sid, app, op, if_match ('' = whatever), then source and value of timeout_ms,
+ARGV   sid, grant, op, if_match ('' = whatever), then source and value of timeout_ms,
        auto_renew, max_duration_ms, warning_ms (source '' = keep)
 REPLY  {'ok', sid, now, fields} | {'stale', sid, version} | {'past', sid, deadline}
        | {'threshold' | 'duration', sid, timeout_ms, value} | expired | absent

@@ -8,7 +8,7 @@ REPLY  {'ok', sid, now, fields} | {'repeated', other sid} | {'mismatch', sid} | 
 Repeatable by its session id: a repeat finds the session and replies with it. ]]
 -- needs: session clock
 
-local once = KEYS[13]
+local once, app = KEYS[13], ARGV[2]
 local fingerprint, max_open = ARGV[13], tonumber(ARGV[14])
 
 if s.app ~= '' then return {'ok', sid, int(now), fields()} end

@@ -1,7 +1,7 @@
 --[[ delta: a worker appends text to the running answer; holds the session for a lease.
 
 KEYS   the session's twelve
-ARGV   sid, app, turn_id, fence, text, units, offset, max_units
+ARGV   sid, grant, turn_id, fence, text, units, offset, max_units
 REPLY  written | refused (lib/worker.lua) | {'gap', sid, expected}
        | {'large', sid, and the rest of written} | expired | absent
 

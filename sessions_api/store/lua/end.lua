@@ -1,7 +1,7 @@
 --[[ end: erase a session, live or expired, with everything it holds.
 
 KEYS   the session's twelve
-ARGV   sid, app
+ARGV   sid, grant
 REPLY  {'ok', sid} | {'absent', sid}
 
 Afterwards nothing says it existed. Its followers are told, its turns are
@@ -9,7 +9,8 @@ cancelled with it. Repeatable: a repeat finds nothing, and the store, which know
 that it repeats, calls that success. ]]
 -- needs: session clock turns ending
 
-if s.app == '' or (app ~= '' and s.app ~= app) then return {'absent', sid} end
+local stranger = refused_by_grant()
+if stranger then return stranger end
 local ids = open_turns()
 leave_indexes()
 if s.turn_state == 'running' then

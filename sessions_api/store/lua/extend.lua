@@ -1,7 +1,7 @@
 --[[ extend: a worker is still at it; holds the session for another lease.
 
 KEYS   the session's twelve
-ARGV   sid, app, turn_id, fence
+ARGV   sid, grant, turn_id, fence
 REPLY  written | refused (lib/worker.lua) | expired | absent
 
 Never beyond the attempt's deadline: past it there is nothing to hold, and the worker

@@ -1,7 +1,7 @@
 --[[ fail: a worker gives its attempt up; another follows after a pause, or none.
 
 KEYS   the session's twelve
-ARGV   sid, app, turn_id, fence, how ('retry' | 'final' | 'release'), code, message, pause_ms
+ARGV   sid, grant, turn_id, fence, how ('retry' | 'final' | 'release'), code, message, pause_ms
 REPLY  written | refused (lib/worker.lua) | expired | absent
 
 The pause is the longer of the backoff and pause_ms, a minute at most. 'release'
@@ -13,7 +13,7 @@ local turn_id, fence, how, code, message = ARGV[3], ARGV[4], ARGV[5], ARGV[6], A
 local pause_ms = tonumber(ARGV[8])
 
 local dead = over()
-if dead and dead[1] == 'absent' then return dead end
+if dead and dead[1] ~= 'expired' then return dead end
 local turn = turn_of(turn_id)
 local standing = standing_of(turn, fence)
 -- A repeat, if the first try ended the session with its turn.

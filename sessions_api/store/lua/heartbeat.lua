@@ -1,7 +1,7 @@
 --[[ heartbeat: the user is there; renews if the session renews itself and the cap allows.
 
 KEYS   the session's twelve
-ARGV   sid, app, op
+ARGV   sid, grant, op
 REPLY  {'renewed' | 'kept', sid, now, fields} | expired | absent
 
 Repeatable by its op. ]]

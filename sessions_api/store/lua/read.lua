@@ -1,7 +1,7 @@
 --[[ read: the session as it stands; renews nothing.
 
 KEYS   session
-ARGV   sid, app
+ARGV   sid, grant
 REPLY  {'ok', sid, now, fields} | expired | absent ]]
 -- needs: session
 

@@ -1,7 +1,7 @@
 --[[ renew: restart the idle clock of a live session by hand.
 
 KEYS   the session's twelve, once
-ARGV   sid, app, op, fingerprint ('' without a key)
+ARGV   sid, grant, op, fingerprint ('' without a key)
 REPLY  {'ok' | 'repeated', sid, now, fields} | {'capped', sid, now, fields} | {'mismatch', sid}
        | expired | absent
 
@@ -11,7 +11,8 @@ Repeatable by its op. 'capped': the deadline stands at createdAt + maxDuration. 
 local once = KEYS[13]
 local op, fingerprint = ARGV[3], ARGV[4]
 
-if s.app == '' or (app ~= '' and s.app ~= app) then return {'absent', sid} end
+local stranger = refused_by_grant()
+if stranger then return stranger end
 if fingerprint ~= '' then
   local first = redis.call('GET', once)
   if first then

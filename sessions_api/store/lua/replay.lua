@@ -1,7 +1,7 @@
 --[[ replay: what a follower needs to join: the session, the draft, a page of the log.
 
 KEYS   the session's five
-ARGV   sid, app, after (cursor, '' = no entries), limit, max_bytes
+ARGV   sid, grant, after (cursor, '' = no entries), limit, max_bytes
 REPLY  {'ok', sid, now, fields, record, text, oldest, complete, entries}
        | {'expired', sid, now, end, retained, reason, settled, fields, oldest, complete, entries} | absent
 
@@ -12,7 +12,7 @@ draft join without a gap. `record` is the running turn's, '' without one. ]]
 local after, limit, max_bytes = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 
 local dead = over()
-if dead and dead[1] == 'absent' then return dead end
+if dead and dead[1] ~= 'expired' then return dead end
 local entries, complete, oldest = {}, 1, 0
 local first = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
 if first then oldest = tonumber(string.match(first[1], '%d+')) end

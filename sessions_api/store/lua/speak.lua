@@ -1,7 +1,7 @@
 --[[ speak: a message that nobody asked for enters the log, by the agent or the system.
 
 KEYS   the session's twelve, once
-ARGV   sid, app, message_id, body, agent_id ('' = whoever), fingerprint ('' without a key)
+ARGV   sid, grant, message_id, body, agent_id ('' = whoever), fingerprint ('' without a key)
 REPLY  {'ok' | 'repeated', sid, now, message_id, cursor, fields} | {'mismatch', sid} | expired | absent
 
 It belongs to no turn, is not the user's activity and renews nothing. An agent
@@ -13,7 +13,8 @@ local message_id, body, agent_id, fingerprint = ARGV[3], ARGV[4], ARGV[5], ARGV[
 
 local function accepted(word, id, cursor) return {word, sid, int(now), id, cursor, fields()} end
 
-if s.app == '' or (app ~= '' and s.app ~= app) then return {'absent', sid} end
+local stranger = refused_by_grant()
+if stranger then return stranger end
 if agent_id ~= '' and string.lower(s.agent_id) ~= agent_id then return {'absent', sid} end
 local first = redis.call('GET', once)
 if first then

@@ -8,7 +8,7 @@
 -- `over()` is the only test of life.
 
 local session, alarm, log, turns, draft, due, ready, users, agents, near, running, live = unpack(KEYS)
-local sid, app = ARGV[1], ARGV[2]
+local sid, grant = ARGV[1], ARGV[2]
 local time = redis.call('TIME') -- once: on Redis 6.2 it moves within a script
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local s, stored = read_fields(session)
@@ -54,9 +54,28 @@ local function reason()
   return end_ms() >= cap_ms() and 'max_duration' or 'timeout'
 end
 
+-- Nil if the session is the caller's; else the reply: one that is not theirs, and one that is not
+-- there, are the same. `grant` is '', which opens every session, or words, any of which opens it:
+-- its app, `agent:<agent id>`, `token:<epoch>:<expires_ms>` of a token that was made for it.
+local function refused_by_grant()
+  if s.app == '' then return {'absent', sid} end
+  if grant == '' or grant == s.app then return nil end
+  for word in string.gmatch(grant, '%S+') do
+    if word == s.app or word == 'agent:' .. string.lower(s.agent_id) then return nil end
+    local epoch, expires_ms = string.match(word, '^token:(%d+):(%d+)$')
+    if epoch then
+      if tonumber(epoch) ~= s.token_epoch then return {'token', sid, 'revoked'} end
+      if now >= tonumber(expires_ms) then return {'token', sid, 'expired'} end
+      return nil
+    end
+  end
+  return {'absent', sid}
+end
+
 -- The reply for a session that cannot be used, or nil if it lives.
 local function over()
-  if s.app == '' or (app ~= '' and s.app ~= app) then return {'absent', sid} end
+  local stranger = refused_by_grant()
+  if stranger then return stranger end
   local ended = end_ms()
   if now < ended and s.reason == '' then return nil end -- a clock set back revives nothing
   return {

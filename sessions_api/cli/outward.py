@@ -1,0 +1,79 @@
+"""What a connection writes: the replies of the app, and refusals of what never became a request."""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop, Transport
+from http import HTTPStatus
+from typing import Final
+
+from sessions_api.api.middleware import UNMATCHED
+from sessions_api.api.replies import CLOSED, SAFE
+from sessions_api.api.requests import request_id_of
+from sessions_api.errors import SessionsError
+from sessions_api.telemetry import metrics
+from sessions_api.wire.problems import problem_of
+
+_SAFE: Final = tuple(f"{name.decode()}: {value.decode()}" for name, value in (*SAFE, CLOSED))
+
+
+class Joining:
+    """What a cycle writes its reply to: the head waits for what comes with it, until the tick is over.
+
+    Head and body would be a system call each, and a segment each. What follows
+    is written as it comes.
+    """
+
+    __slots__ = ("_has_begun", "_head", "_loop", "_transport")
+
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+        self._has_begun = False
+
+    def write(self, data: bytes) -> None:
+        if self._has_begun:
+            self._transport.write(data)
+        elif self._head:
+            head, self._head = self._head, b""
+            self._has_begun = True
+            self._transport.writelines((head, data))
+        else:
+            self._head = data
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._has_begun = True
+            if not self._transport.is_closing():
+                self._transport.write(head)
+
+    def next_reply(self) -> None:
+        self.flush()  # there was no body
+        self._has_begun = False
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
+def refusal(error: SessionsError) -> bytes:
+    """A whole reply in our envelope, the last one of its connection; it is counted here."""
+    request_id = request_id_of(None)
+    problem = problem_of(error, request_id=request_id.decode())
+    metrics.REQUESTS.of(UNMATCHED, "other", str(problem.status)).inc()
+    lines = [
+        f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}",
+        f"x-request-id: {request_id.decode()}",
+        "cache-control: no-store",
+        "content-type: application/json",
+        f"content-length: {len(problem.body)}",
+        "connection: close",
+        *_SAFE,
+        *(f"{name.lower()}: {value}" for name, value in problem.headers),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + problem.body
