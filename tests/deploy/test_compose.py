@@ -1,0 +1,224 @@
+"""docker-compose.yml is valid, starts what we have, and gives each container no more than it needs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from sessions_api.access import keyring
+from sessions_api.domain.ids import AppName
+from sessions_api.settings import VARIABLES, Settings
+from sessions_api.store.keys import Keyspace
+from tests.deploy.compose import compose, health_command, image, image_environment, services
+from tests.deploy.container import Container, image_of_the_service, why_not
+from tests.deploy.deployed import CHECKOUT, DEPLOY
+from tests.support.client import BASE, eventually, some_id
+from tests.support.servers import binaries, free_port
+
+PASSWORD = "5f4dcc3b5aa765d61d8327deb882cf99"
+each_service = pytest.mark.parametrize("name", sorted(services()))
+
+
+class TestTheFile:
+    def test_is_valid(self) -> None:
+        """By the JSON schema of the compose specification."""
+        checking = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+
+        checked = subprocess.run(
+            [*checking, CHECKOUT / "docker-compose.yml"], capture_output=True, text=True, check=False
+        )
+
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+    def test_names_only_real_settings(self) -> None:
+        """Each variable that our image is given is one of the service's, or Python's own."""
+        given = services()["api"]["environment"].keys() | image_environment().keys()
+        assert given <= {*VARIABLES, "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+
+        in_address = re.findall(r"\b([A-Z][A-Z_]+)=", services()["api"]["entrypoint"][2])
+        assert set(in_address) == {"REDIS_URL"}
+
+    def test_mounts_what_is_here(self) -> None:
+        sources = [volume.split(":")[0] for each in services().values() for volume in each.get("volumes", ())]
+
+        for source in sources:
+            assert source in compose()["volumes"] or (CHECKOUT / source).exists(), source
+
+    def test_holds_no_secret(self) -> None:
+        """They are files that git does not take and no image is built with."""
+        files = [Path(secret["file"]) for secret in compose()["secrets"].values()]
+        assert {path.parent for path in files} == {Path("deploy/secrets")}
+        assert "/secrets/" in (DEPLOY / ".gitignore").read_text().splitlines()
+
+        used = [secret for each in services().values() for secret in each["secrets"]]
+        assert set(used) == compose()["secrets"].keys()
+
+    def test_grants_the_time_that_the_service_takes_to_end(self) -> None:
+        """SIGKILL comes after the drain and what uvicorn adds to it."""
+        granted_s = int(services()["api"]["stop_grace_period"].removesuffix("s"))
+
+        assert granted_s > Settings().drain_seconds + 5
+
+
+@each_service
+class TestEachContainer:
+    def test_cannot_change_itself(self, name: str) -> None:
+        """Its root is read-only; what it must write is a tmpfs that runs nothing, or a volume."""
+        service = services()[name]
+
+        assert service["read_only"] is True
+        assert [each.partition(":")[0] for each in service["tmpfs"]] == ["/tmp"]
+        assert all({"noexec", "nosuid", "nodev"} <= set(each.split(",")) for each in service["tmpfs"])
+        assert [
+            each for each in service.get("volumes", ()) if each[0] == "." and not each.endswith(":ro")
+        ] == []
+
+    def test_has_no_privilege(self, name: str) -> None:
+        service = services()[name]
+
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["user"].split(":")[0] not in {"", "0", "root"}
+        assert service.keys().isdisjoint({"privileged", "cap_add", "devices", "pid", "ipc", "network_mode"})
+        assert "docker.sock" not in str(service)
+
+    def test_is_bounded(self, name: str) -> None:
+        assert {"pids_limit", "mem_limit"} <= services()[name].keys()
+
+    def test_is_reached_from_this_machine_alone(self, name: str) -> None:
+        """Only the API has a port, on loopback; Redis's network has no way out."""
+        service = services()[name]
+
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        if name == "redis":
+            assert "ports" not in service
+            assert [compose()["networks"][network] for network in service["networks"]] == [{"internal": True}]
+
+
+# ---------------------------------------------------------------- the containers, as near as we get to them
+
+
+def redis_here(folder: Path, port: int) -> Container:
+    return Container(
+        services()["redis"],
+        folder,
+        secrets={"redis_password": PASSWORD + "\n"},
+        environment={},
+        told=["--port", str(port), "--bind", "127.0.0.1"],
+        programs={"valkey-server": binaries()["valkey"]},
+    )
+
+
+def api_here(folder: Path, port: int, redis_port: int, keys: str) -> Container:
+    service: dict[str, Any] = dict(services()["api"])
+    address = f"@127.0.0.1:{redis_port}/"
+    service["entrypoint"] = [word.replace("@redis:6379/", address) for word in service["entrypoint"]]
+    assert address in service["entrypoint"][2]
+    binds, paths = image_of_the_service()
+    command = folder.with_name("sessions-api")
+    command.write_text(f'#!/bin/sh\nexec {paths["PYTHON"]} -m sessions_api "$@"\n')
+    command.chmod(0o755)
+    image_has = {name: value for name, value in image_environment().items() if name != "PATH"}
+    here = {"HOST": "127.0.0.1", "PORT": str(port)}
+    return Container(
+        service,
+        folder,
+        secrets={"redis_password": PASSWORD + "\n", "access_keys": keys},
+        environment=image_has | service["environment"] | paths | here,
+        programs={"sessions-api": command},
+        binds=binds,
+    )
+
+
+@contextmanager
+def running(container: Container, is_ready: Any) -> Iterator[Container]:
+    """*container* once it is ready; stopped, and in order, at the end."""
+    with container:
+        eventually(lambda: not container.is_running or is_ready(), within_s=30)
+        assert container.is_running, container.log
+        yield container
+        assert container.stop() == 0, container.log
+
+
+def check_of_redis(folder: Path, port: int) -> int:
+    """The status of its health check, with the client that is here in place of the image's."""
+    test = services()["redis"]["healthcheck"]["test"][1].replace("$$", "$")
+    here = {
+        "/run/secrets": str(folder),
+        "VALKEYCLI_AUTH": "REDISCLI_AUTH",
+        "valkey-cli": f"redis-cli -p {port}",
+    }
+    for theirs, ours in here.items():
+        assert theirs in test
+        test = test.replace(theirs, ours)
+    return subprocess.run(["sh", "-c", test], capture_output=True, check=False).returncode
+
+
+def check_of_api(port: int) -> int:
+    """The status of the image's health check."""
+    words = [sys.executable, *health_command()[1:]]
+    return subprocess.run(words, env={"PORT": str(port)}, capture_output=True, check=False).returncode
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+@pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli here, which asks Redis's health")
+def test_the_containers_work_together(tmp_path: Path) -> None:
+    """Read-only, as nobody, without a capability: both start, are healthy, serve, keep and end in order."""
+    redis_port, port = free_port(), free_port()
+    line, key = keyring.mint(AppName("shop"), ["admin"])
+    api_url = f"http://127.0.0.1:{port}"
+    redis = redis_here(tmp_path / "redis", redis_port)
+    assert check_of_redis(tmp_path / "redis", redis_port) != 0
+    assert check_of_api(port) != 0
+    with (
+        running(redis, lambda: check_of_redis(tmp_path / "redis", redis_port) == 0),
+        running(api_here(tmp_path / "api", port, redis_port, line), lambda: check_of_api(port) == 0) as api,
+        httpx2.Client(base_url=api_url, headers={"X-API-KEY": key}, trust_env=False) as client,
+    ):
+        agent_id = some_id()
+        client.put(f"/api/agents/{agent_id}", json={"name": "Echo", "kind": "echo"}).raise_for_status()
+        created = client.post(BASE, json={"agentId": agent_id, "userId": some_id()}).raise_for_status().json()
+        said = {"content": "hello", "transport": "http"}
+        answered = client.post(f"{BASE}/{created['sessionId']}/messages", json=said).raise_for_status().json()
+        refused = httpx2.get(f"{api_url}{BASE}/{created['sessionId']}", trust_env=False)
+
+    assert answered["agentResponse"]["text"] == "echo: hello"
+    assert refused.status_code == 401
+    assert "Traceback" not in api.log
+    records = [json.loads(line) for line in api.log.splitlines() if line.startswith("{")]
+    assert records
+    assert not [record for record in records if record["level"] in {"error", "critical"}]
+    assert PASSWORD not in api.log + redis.log
+    data = (tmp_path / "redis" / "redis-data").rglob("*.aof")
+    assert any(Keyspace().meta in path.read_bytes() for path in data)
+
+
+def test_the_service_may_answer_strangers_only_with_keys(tmp_path: Path) -> None:
+    """The image listens on every address; a start without a key is refused, with the way to make one."""
+    keys = tmp_path / "access_keys"
+    keys.write_text(keyring.mint(AppName("shop"), ["app"])[0])
+    keys.chmod(0o600)
+    host = {"HOST": image_environment()["HOST"], "REDIS_URL": "redis://redis"}
+
+    assert Settings.from_env(host | {"SESSIONS_KEYS_FILE": str(keys)}).host == "0.0.0.0"  # noqa: S104
+    assert image()["CMD"] == '["serve"]'
+    told = subprocess.run(
+        [sys.executable, "-m", "sessions_api", "serve"],
+        env=host | {"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 2
+    assert "sessions-api keys new" in told.stderr
