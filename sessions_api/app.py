@@ -218,8 +218,11 @@ class Parts:
         """Take over changed access keys; keep the tokens' keys fresh, and note which keys were used."""
         for _ in range(SIGNING_EVERY):
             await asyncio.sleep(KEYS_EVERY_S)
+            before = self.keyring.keys()
             if self.keyring.refresh():
-                self.hub.keys_changed(self.state.key_ids)
+                # A key that has other scopes or another secret now is another key to those who follow by it.
+                same = set(before).intersection(self.keyring.keys())
+                self.hub.keys_changed({key.id for key in same} | self.store.signing.ids)
         if not self.state.is_open:
             return
         try:

@@ -28,6 +28,8 @@ Headers = Mapping[bytes, bytes]
 
 NOBODY: Final = Caller(app=AppName(""), grant=NOTHING)
 """Who did not say who they are."""
+MAX_HOST_BYTES: Final = 261
+"""A name of 255 bytes and a port; a longer one is not worth remembering."""
 MISSING: Final = "Missing or invalid X-API-KEY header"
 """Also for a key that is unknown or wrong: which of the three it was is nobody's to learn."""
 
@@ -56,7 +58,7 @@ class Access:
                 the name that we are called by is not a loopback one.
         """
         host, origin = headers.get(b"host"), headers.get(b"origin")
-        if not self.has_keys and (host is None or not _is_loopback_name(host)):
+        if not self.has_keys and (host is None or len(host) > MAX_HOST_BYTES or not _is_loopback_name(host)):
             raise Forbidden("Without access keys this service answers only under a loopback name")
         if origin is None or (host is not None and origin.partition(b"://")[2].lower() == host.lower()):
             return

@@ -10,6 +10,7 @@ from sessions_api.errors import BodyTooLarge, FieldError, InvalidInput, Malforme
 from sessions_api.live.closing import BAD_FRAME, Closing
 from sessions_api.live.operations import Answer
 from sessions_api.wire.problems import NOTHING, problem_of
+from sessions_api.wire.shapes import check_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +60,10 @@ def read_frame(text: str | None, data: bytes | None) -> dict[str, Any]:
     if len(raw) > MAX_FRAME_BYTES:
         raise BadFrame(BodyTooLarge(MAX_FRAME_BYTES))
     try:
+        check_shape(raw)
         frame = _decode(raw)
+    except MalformedBody as error:
+        raise BadFrame(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadFrame(MalformedBody("a frame is JSON in UTF-8, not nested too deep")) from error
     if not isinstance(frame, dict):

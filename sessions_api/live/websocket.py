@@ -17,6 +17,7 @@ handshake's (``handshake.py``).
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -172,7 +173,8 @@ class Conversation:
                 if message["type"] == "websocket.receive":
                     await self._answer(message.get("text"), message.get("bytes"))
         except BadFrame as bad:
-            await self._reply(self._error_frame(bad.error, bad.ref))
+            with suppress(TimeoutError, OSError):  # the conversation ends, whether it is heard or not
+                await self._reply(self._error_frame(bad.error, bad.ref))
             self._subscription.finish(bad.closing)
             return
         except (TimeoutError, OSError):

@@ -62,17 +62,24 @@ class Row(NamedTuple):
     headers: Callable[[Any], list[tuple[str, str]]] = lambda _: []
 
 
+MOST_FIELDS: Final = 100
+"""Bad fields that a reply names; it must not be many times what was sent."""
+
+
 def _fields(error: e.InvalidInput) -> Details:
     details = dict(error.details)
     if error.errors:
-        details["errors"] = [
+        named = [
             {
-                key: value
+                key: abbreviated(value) if key == "field" else value
                 for key in ("field", "reason", "provided", "allowed")
                 if (value := getattr(bad, key)) is not None
             }
-            for bad in error.errors
+            for bad in error.errors[:MOST_FIELDS]
         ]
+        if len(error.errors) > MOST_FIELDS:
+            named.append({"field": "…", "reason": f"and {len(error.errors) - MOST_FIELDS} more"})
+        details["errors"] = named
     return details
 
 

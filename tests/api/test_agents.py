@@ -97,6 +97,17 @@ class TestPut:
         assert written == shown
         assert shown["session"] == {"autoRenew": False}
 
+    async def test_of_very_many_bad_fields_a_hundred_are_named(self, api: Api) -> None:
+        """Or the refusal would be many times what was sent."""
+        unknown = {f"{'x' * 300}{number}": 1 for number in range(500)}
+
+        reply = await api.http.put(ONE, json=unknown | {"name": "A", "kind": "worker"})
+
+        errors = reply.json()["error"]["details"]["errors"]
+        assert reply.status_code == 400
+        assert [len(errors), errors[-1]] == [101, {"field": "…", "reason": "and 400 more"}]
+        assert all(len(each["field"]) <= 65 for each in errors)
+
     async def test_every_bad_field_is_named_at_once(self, api: Api) -> None:
         reply = await api.http.put(
             ONE,

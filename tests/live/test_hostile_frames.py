@@ -103,6 +103,15 @@ class TestFuzz:
         assert code in OURS | {1000, 1007}
         assert_ours(answers)
 
+    def test_a_frame_of_very_many_arrays(self, service: Service, session_id: str) -> None:
+        """It would hold everybody up while it is made, and again by the garbage that it becomes."""
+        with Frames(service.port).open(session_id) as wire:
+            wire.send(frame(TEXT, b'{"type":"ping","x":[' + b"[]," * 20_000 + b"[]]}"))
+            code, answers = wire.until_closed()
+
+        assert code == 4400
+        assert "objects and arrays" in answers[-1]["error"]["message"]
+
     @quick
     @given(pieces=st.lists(broken_frames, min_size=1, max_size=4))
     def test_bytes_of_anything(self, service: Service, talked_to: str, pieces: list[bytes]) -> None:
