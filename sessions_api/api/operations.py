@@ -179,7 +179,6 @@ class Operations:
         said = await self._store.log.speak(
             session_id,
             grant=grant,
-            agent=None,
             message=NewMessage(message_id, body(author_id)),
             once=None if key is None else _once(key, caller, session_id, _content(message)),
         )

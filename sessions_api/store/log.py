@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sessions_api.domain.access import EVERYTHING, Grant, is_of_token
-from sessions_api.domain.ids import AgentId, MessageId, SessionId, TurnId
+from sessions_api.domain.ids import MessageId, SessionId, TurnId
 from sessions_api.domain.limits import Standing
 from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.turns import Draft
@@ -193,7 +193,6 @@ class Log:
         session_id: SessionId,
         *,
         grant: Grant,
-        agent: AgentId | None,
         message: NewMessage,
         once: Once | None = None,
     ) -> Appended:
@@ -203,8 +202,7 @@ class Log:
         ``authorId`` is by the session's agent.
 
         Raises:
-            SessionNotFound: also if *agent* is given and is not the session's.
-            SessionExpired
+            SessionNotFound, SessionExpired
             IdempotencyMismatch: the key came with other content before.
         """
         reply = await self._scripts.run(
@@ -213,7 +211,6 @@ class Log:
             grant,
             message.message_id,
             message.body,
-            agent or b"",
             once.fingerprint if once else b"",
             once=once.digest if once else message.message_id,
         )

@@ -108,7 +108,6 @@ class TestWrites:
             store.log.speak(
                 full.idle,
                 grant=EVERYTHING,
-                agent=AGENT,
                 message=NewMessage(new_message_id(), agent_body("m", "hi")),
             )
         )

@@ -96,7 +96,7 @@ class Scene:
 
     async def speak(self, once_: Any = None) -> Any:
         message = NewMessage(message_id(8), agent_body(message_id(8), "by the way"))
-        return await self.store.log.speak(SID, grant=EVERYTHING, agent=AGENT, message=message, once=once_)
+        return await self.store.log.speak(SID, grant=EVERYTHING, message=message, once=once_)
 
     async def attend(self, *workers: str, ttl_ms: int = 60_000) -> None:
         await self.store.attendance.attend(

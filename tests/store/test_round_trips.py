@@ -55,7 +55,6 @@ class TestRoundTrips:
             await store.log.speak(
                 sid,
                 grant=LOCAL_APP,
-                agent=AGENT,
                 message=NewMessage(message_id, agent_body(message_id, "hi")),
             )
             await store.attendance.attend([Presence(AGENT, "w", 1, 60_000, is_free=True)])

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from sessions_api.domain.access import EVERYTHING
-from sessions_api.domain.ids import LOCAL_APP, AgentId, MessageId, SessionId, new_message_id
+from sessions_api.domain.access import EVERYTHING, Grant
+from sessions_api.domain.ids import LOCAL_APP, MessageId, SessionId, new_message_id
 from sessions_api.domain.messages import NewMessage
 from sessions_api.errors import IdempotencyMismatch, SessionExpired, SessionNotFound
 from sessions_api.store import Store
@@ -36,13 +36,13 @@ async def speak(
     session_id: SessionId,
     text: str = "By the way",
     *,
-    agent: AgentId | None = AGENT,
+    grant: Grant = EVERYTHING,
     message_id: MessageId | None = None,
     once: Once | None = None,
 ) -> Appended:
     message_id = message_id or new_message_id()
     message = NewMessage(message_id, agent_body(message_id, text))
-    return await store.log.speak(session_id, grant=EVERYTHING, agent=agent, message=message, once=once)
+    return await store.log.speak(session_id, grant=grant, message=message, once=once)
 
 
 class TestSpeak:
@@ -66,7 +66,7 @@ class TestSpeak:
         body = b'{"authorId":"system","content":"Maintenance at noon"}'
 
         await store.log.speak(
-            session.session_id, grant=EVERYTHING, agent=None, message=NewMessage(new_message_id(), body)
+            session.session_id, grant=EVERYTHING, message=NewMessage(new_message_id(), body)
         )
 
         [entry] = (await store.log.replay(session.session_id, grant=EVERYTHING, after=0)).entries
@@ -105,16 +105,14 @@ class TestSpeak:
 
     async def test_is_for_the_sessions_own_agent_and_app(self, store: Store) -> None:
         session = await opened(store)
-        with pytest.raises(SessionNotFound):
-            await speak(store, session.session_id, agent=AgentId("b" + AGENT[1:]))
-        with pytest.raises(SessionNotFound):
-            await store.log.speak(
-                session.session_id, grant=OTHER_APP, agent=AGENT, message=NewMessage(new_message_id(), b"{}")
-            )
+        for stranger in (f"agent:b{AGENT[1:]}", OTHER_APP):
+            with pytest.raises(SessionNotFound):
+                await speak(store, session.session_id, grant=stranger)
 
-        await speak(store, session.session_id, agent=None)
+        for own in (f"agent:{AGENT}", LOCAL_APP):
+            await speak(store, session.session_id, grant=own)
 
-        assert await kinds(store, session.session_id) == ["message"]
+        assert await kinds(store, session.session_id) == ["message", "message"]
 
     async def test_an_expired_session_is_not_spoken_in(self, store: Store) -> None:
         session = await opened(store)
@@ -165,7 +163,7 @@ class TestRepeats:
 
         with pytest.raises(SessionNotFound):
             await store.log.speak(
-                session.session_id, grant=OTHER_APP, agent=AGENT, once=once(),
+                session.session_id, grant=OTHER_APP, once=once(),
                 message=NewMessage(new_message_id(), b"{}"),
             )  # fmt: skip
         assert (await store.sessions.read(session.session_id, grant=LOCAL_APP)).cursor > 0

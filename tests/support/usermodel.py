@@ -11,7 +11,7 @@ from hypothesis.stateful import precondition, rule
 
 from sessions_api.domain import timeouts
 from sessions_api.domain.access import EVERYTHING
-from sessions_api.domain.ids import AgentId, new_message_id, new_op_id, new_turn_id
+from sessions_api.domain.ids import new_message_id, new_op_id, new_turn_id
 from sessions_api.domain.messages import NewMessage
 from sessions_api.domain.sessions import ConfigChange, OnBusy
 from sessions_api.errors import (
@@ -184,11 +184,11 @@ class UserSide(Compared):
     @rule(is_known=st.booleans())
     def speak(self, is_known: bool) -> None:
         model, message_id = self.model, new_message_id()
-        agent = AGENT if is_known else AgentId(USER)
+        grant = f"agent:{AGENT}" if is_known else f"agent:{USER}"
 
         def call() -> Coroutine[Any, Any, Any]:
             message = NewMessage(message_id, agent_body(message_id, "by the way"))
-            return self.store.log.speak(self.sid, grant=EVERYTHING, agent=agent, message=message)
+            return self.store.log.speak(self.sid, grant=grant, message=message)
 
         got = self.attempt(call())
         if not is_known or model.over:

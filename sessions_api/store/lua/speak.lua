@@ -1,21 +1,20 @@
 --[[ speak: a message that nobody asked for enters the log, by the agent or the system.
 
 KEYS   the session's twelve, once
-ARGV   sid, grant, message_id, body, agent_id ('' = whoever), fingerprint ('' without a key)
+ARGV   sid, grant, message_id, body, fingerprint ('' without a key)
 REPLY  {'ok' | 'repeated', sid, now, message_id, cursor, fields} | {'mismatch', sid} | expired | absent
 
-It belongs to no turn, is not the user's activity and renews nothing. An agent
-other than the session's finds no session. Repeatable by its once entry. ]]
+It belongs to no turn, is not the user's activity and renews nothing. Repeatable
+by its once entry. ]]
 -- needs: session clock turns
 
 local once = KEYS[13]
-local message_id, body, agent_id, fingerprint = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local message_id, body, fingerprint = ARGV[3], ARGV[4], ARGV[5]
 
 local function accepted(word, id, cursor) return {word, sid, int(now), id, cursor, fields()} end
 
 local stranger = refused_by_grant()
 if stranger then return stranger end
-if agent_id ~= '' and string.lower(s.agent_id) ~= agent_id then return {'absent', sid} end
 local first = redis.call('GET', once)
 if first then
   local known, id, cursor = string.match(first, '(%S+) (%S+) (%S+)')
