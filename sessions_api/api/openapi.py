@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from sessions_api.api.bodies import MAX_SPOKEN_CHARS
 from sessions_api.api.reference import EVENTS, OPERATIONS, PARAMETERS, Json, Operation
 from sessions_api.api.state import Rules
 from sessions_api.domain.access import RIGHTS
@@ -173,7 +174,12 @@ def _schemas(rules: Rules) -> Json:
     create["agentId"]["examples"] = [str(ECHO_ID)]
     create["userId"]["examples"] = [_SOMEBODY]
     content = schemas["SendMessage"]["properties"]["content"]
-    content |= {"minLength": 1, "maxLength": rules.max_content_chars, "examples": ["hello there"]}
+    content |= {
+        "minLength": 1,
+        "maxLength": max(rules.max_content_chars, MAX_SPOKEN_CHARS),
+        "description": f"As role user at most {rules.max_content_chars:,} UTF-16 units.",
+        "examples": ["hello there"],
+    }
     schemas["PutAgent"]["properties"]["name"]["examples"] = ["Support"]
     schemas["Attachment"]["anyOf"] = [{"required": ["url"]}, {"required": ["data"]}]
     return schemas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from sessions_api.access.keyring import mint
 from tests.support.service import Service
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-BUDGET_S = 30
+BUDGET_S = 60
 NO_LIMITS = {
     "SESSIONS_LIMIT_CREATES_KEY": "off",
     "SESSIONS_LIMIT_MESSAGES_KEY": "off",
@@ -48,11 +49,8 @@ def test_finds_nothing(tmp_path: Path, *, has_keys: bool) -> None:
             "--request-timeout",
             "10",
             "--max-examples",
-            "12",
-            "--max-time",
-            str(BUDGET_S),
-            "--seed",
-            "2",
+            "25",
+            "--generation-deterministic",  # the same cases on every machine, however fast it is
             "--no-color",
             *(["--header", f"X-API-KEY: {key}"] if has_keys else []),
         ]
@@ -61,7 +59,8 @@ def test_finds_nothing(tmp_path: Path, *, has_keys: bool) -> None:
             command, cwd=tmp_path, capture_output=True, text=True, timeout=BUDGET_S + 60, check=False
         )
 
-        assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+        found = run.stdout[run.stdout.find("= FAILURES ") :]
+        assert run.returncode == 0, re.sub(r"(.)\1{50,}", r"\1…", found)[:6000] + run.stderr[-2000:]
         assert " 0 failed" not in run.stdout
         assert "passed" in run.stdout
     service.assert_no_bug_logged()
