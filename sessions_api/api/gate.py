@@ -41,6 +41,10 @@ MAX_OWNERS: Final = 10_000
 MAX_BUCKETS: Final = 10_000
 
 
+FLOODS: Final = frozenset({"messages-key", "requests-key", "requests-ip"})
+"""Policies whose refusals are held back for about a second (``middleware.py``)."""
+
+
 class Policies(msgspec.Struct, frozen=True):
     """The operator's limits; None is no limit."""
 

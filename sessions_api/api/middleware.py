@@ -8,6 +8,8 @@ whole session read (bench/).
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from contextlib import ExitStack, suppress
 from typing import Any, Final
@@ -19,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sessions_api.api import cors
 from sessions_api.api.auth import NOBODY, check_route
 from sessions_api.api.endpoints.live import converse
+from sessions_api.api.gate import FLOODS
 from sessions_api.api.replies import Header, Reply, problem_reply
 from sessions_api.api.requests import ClientGone, Request
 from sessions_api.api.routes import METRICS, ROUTES, Lookup, Place, Route, Stream
@@ -27,6 +30,7 @@ from sessions_api.domain.ids import is_uuid, partition_of_session
 from sessions_api.errors import (
     Draining,
     MethodNotAllowed,
+    RateLimited,
     RouteNotFound,
     SessionsError,
     StorageFault,
@@ -42,6 +46,7 @@ from sessions_api.wire.problems import problem_of
 log = structlog.get_logger(__name__)
 
 UNMATCHED: Final = "unmatched"
+HELD_S: Final = (0.5, 2.0)
 CLIENT_GONE: Final = 499
 """As nginx counts it: nobody was there any more to be answered."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -106,6 +111,7 @@ class Surface:
                     return
                 is_stream = False
                 answer = self._refusal(request, error, label)
+                await self._hold_back(error)
             if isinstance(answer, Reply) and not is_stream:
                 status = answer.status
                 await answer.send(send, request.common, only_head=method == "HEAD")
@@ -190,6 +196,16 @@ class Surface:
             return reply._replace(headers=(*reply.headers, _CLOSE))
         return reply
 
+    async def _hold_back(self, error: Exception) -> None:
+        """Let a flood wait for its refusals.
+
+        A client that is refused at once asks again at once, and refusing it takes
+        most of what serving it would. So each of its connections asks about once a second.
+        """
+        if isinstance(error, RateLimited) and error.policy in FLOODS and not self._state.is_draining:
+            # Jittered: together again, they would take what has come free meanwhile at one go.
+            await asyncio.sleep(random.uniform(*HELD_S))  # noqa: S311  no secret
+
     # ------------------------------------------------------------ WebSocket
 
     async def _converse(self, request: Request, send: Send) -> None:
@@ -214,6 +230,7 @@ class Surface:
             state.check_serves()
             await converse(request, handshake)
         except (SessionsError, BadFrame) as error:
+            await self._hold_back(error)
             await handshake.refuse(error)
         except ClientLeft:
             pass

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from sessions_api.access.keyring import mint
+from sessions_api.api.middleware import HELD_S
 from tests.support.client import Api, closed, some_id
 from tests.support.limits import Caller, limited, serving, some_address
 from tests.support.servers import TestServer
 
 HOUR_S = 3_600
 QUOTAS = {"requests-key": 12, "requests-ip": 10}
-LINES, KEYS = zip(*(mint("shop", ["app"]) for _ in range(2)), strict=True)
+LINES, KEYS = zip(*(mint("shop", ["app"]) for _ in range(4)), strict=True)
 ADMIN_LINE, ADMIN_KEY = mint("ops", ["admin"])
 
 
@@ -56,6 +60,33 @@ def test_by_key(replicas: list[Api]) -> None:
 
     assert Caller(replicas[:1], x_api_key=KEYS[1]).call("GET", "").status_code == 200
     assert Caller(replicas[1:], x_api_key=KEYS[0]).call("GET", "").status_code == 200
+
+
+def test_a_flood_waits_for_its_refusals(replicas: list[Api]) -> None:
+    """Each of its connections is told about once a second, and others are served meanwhile."""
+    flooders = [Caller(replicas[:1], x_api_key=KEYS[2]) for _ in range(4)]
+    for _ in range(QUOTAS["requests-key"]):
+        assert flooders[0].call("GET", "").status_code == 200
+    other = Caller(replicas[:1], x_api_key=KEYS[3])
+    is_over = threading.Event()
+
+    def flood(caller: Caller) -> int:
+        refused = 0
+        while not is_over.is_set():
+            assert caller.call("GET", "").status_code == 429
+            refused += 1
+        return refused
+
+    with ThreadPoolExecutor(len(flooders)) as pool:
+        started_s = time.monotonic()
+        floods = [pool.submit(flood, caller) for caller in flooders]
+        served = [other.call("GET", "").status_code for _ in range(QUOTAS["requests-key"] - 1)]
+        is_over.set()
+        refused = sum(each.result() for each in floods)
+        took_s = time.monotonic() - started_s
+
+    assert set(served) == {200}
+    assert refused <= len(flooders) * took_s / HELD_S[0]
 
 
 def test_without_one_by_address(replicas: list[Api]) -> None:
