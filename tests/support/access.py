@@ -66,7 +66,10 @@ class Caller(Api):
         self.url = url
         self.credential = credential
         self.shown = {"X-API-KEY": credential} if credential else {}
-        self.http = httpx2.Client(base_url=url, timeout=20, headers=self.shown, verify=_NO_TLS)
+        # One id for all: replies that have to be the same are then also of the same length.
+        self.http = httpx2.Client(
+            base_url=url, timeout=20, headers=self.shown | {"X-Request-Id": "one-for-all"}, verify=_NO_TLS
+        )
 
     def websocket(self, session_id: str, query: str = "", **options: Any) -> ClientConnection:
         return super().websocket(session_id, query, additional_headers=self.shown, **options)

@@ -8,7 +8,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import pytest
 import uvicorn
@@ -123,16 +122,21 @@ async def connected(
             await writer.wait_closed()
 
 
-async def trickled(port: int, begin: bytes, drop: bytes) -> dict[str, Any]:
-    """What a client is told that sends *begin*, and then *drop* again and again."""
+async def trickled(port: int, begin: bytes, drop: bytes) -> str:
+    """The code that a client is told who sends *begin*, and then *drop* again and again.
+
+    Empty, if the system took the reply back: a drop that comes after the end resets the connection.
+    """
     async with connected(port) as (reader, writer):
         writer.write(begin)
         told = asyncio.ensure_future(reader.read())
         while not told.done():
             writer.write(drop)
             await asyncio.wait([told], timeout=PACE_S)
-        body: dict[str, Any] = json.loads(told.result().partition(b"\r\n\r\n")[2])
-        return body
+        if isinstance(told.exception(), ConnectionError):
+            return ""
+        body = told.result().partition(b"\r\n\r\n")[2]
+        return str(json.loads(body)["error"]["code"]) if body else ""
 
 
 async def served(port: int) -> None:
@@ -157,7 +161,7 @@ class TestSlowloris:
             while not attack.done():
                 await served(server.port)
 
-            assert {told["error"]["code"] for told in attack.result()} == {"REQUEST_TIMEOUT"}
+            assert set(attack.result()) - {""} == {"REQUEST_TIMEOUT"}
             await until(lambda: server.connections == 0)
 
     async def test_a_slow_client_that_leaves_is_forgotten(self) -> None:
