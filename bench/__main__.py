@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from bench import agents, endpoints, hostile, latency, memory, page, scripts, starting
+from bench import agents, endpoints, floods, hostile, latency, memory, page, scripts, starting
 from bench.figures import Figure, Run, progress, read, table, write
 from bench.machine import ALL_CORES, CORES, describe, others_busy
 from bench.processes import redis_server
@@ -25,7 +25,7 @@ from sessions_api.telemetry import logs
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = RESULTS / "published.json"
 Measured = tuple[list[Figure], dict[str, object]]
-NEEDS_WRK = ("http",)
+NEEDS_WRK = ("http", "floods")
 
 
 def main(words: list[str]) -> int:
@@ -63,7 +63,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         metavar="PARTS",
-        help="comma-separated: http, scripts, memory, start, latency, agents, hostile",
+        help="comma-separated: http, scripts, memory, start, latency, agents, floods, hostile",
     )
     parser.add_argument(
         "--million", action="store_true", help="memory also at 1,000,000 sessions (3 GB, minutes)"
@@ -110,6 +110,7 @@ def _parts(args: argparse.Namespace) -> dict[str, Callable[[Path], Coroutine[Any
             turns=20 if smoke else 200,
             waiters=60 if smoke else 1000,
         ),
+        "floods": lambda folder: floods.run(folder, rounds=rounds, seconds=1 if smoke else 4),
         "hostile": lambda folder: hostile.run(folder, seconds=4 if smoke else round(args.minutes * 60)),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Transport
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -21,16 +21,18 @@ _encode = msgspec.json.Encoder().encode
 class Link(asyncio.Protocol):
     """A connection that stays open; one exchange at a time."""
 
-    def __init__(self, target: Service) -> None:
+    def __init__(self, target: Service, headers: Mapping[str, str] | None = None) -> None:
         self._port = target.port
+        self._headers = headers or {}
         self._transport: Transport
         self._received = b""
         self._reply: asyncio.Future[tuple[int, bytes]] | None = None
 
     @classmethod
-    async def open(cls, target: Service) -> Link:
+    async def open(cls, target: Service, headers: Mapping[str, str] | None = None) -> Link:
+        """*headers* go with every request."""
         loop = asyncio.get_running_loop()
-        _, link = await loop.create_connection(lambda: cls(target), "127.0.0.1", target.port)
+        _, link = await loop.create_connection(lambda: cls(target, headers), "127.0.0.1", target.port)
         return link
 
     def close(self) -> None:
@@ -42,7 +44,7 @@ class Link(asyncio.Protocol):
         Raises:
             RuntimeError: it is an error, or the connection broke.
         """
-        request = Request(method, path, b"" if body is None else _encode(body))
+        request = Request(method, path, b"" if body is None else _encode(body), self._headers)
         self._reply = asyncio.get_running_loop().create_future()
         self._transport.write(request.encode(self._port))
         status, text = await self._reply

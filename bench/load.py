@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -46,9 +46,11 @@ class Request(msgspec.Struct, frozen=True):
     method: str
     target: str
     body: bytes = b""
+    headers: Mapping[str, str] = {}
 
     def encode(self, port: int) -> bytes:
         head = f"{self.method} {self.target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         if self.method != "GET":
             head += f"Content-Type: application/json\r\nContent-Length: {len(self.body)}\r\n"
         return head.encode() + b"\r\n" + self.body
@@ -75,7 +77,11 @@ class Round(msgspec.Struct, frozen=True):
 class Load:
     """A stream of requests to one service."""
 
-    def __init__(self, folder: Path, name: str, target: Service, requests: Sequence[Request]) -> None:
+    def __init__(
+        self, folder: Path, name: str, target: Service, requests: Sequence[Request], *, nice: int = 0
+    ) -> None:
+        """*nice*: as of a process, so that others on its core do not wait for it."""
+        self._nice = nice
         self._target = target
         self._script = folder / "requests.lua"
         self._script.write_text(SCRIPT)
@@ -83,14 +89,23 @@ class Load:
         encoded = (request.encode(target.port) for request in requests)
         self._file.write_bytes(b"".join(b"%d\n%b\n" % (len(raw), raw) for raw in encoded))
 
-    def run(self, seconds: int) -> Round:
+    def run(self, seconds: int, *, takes_refusals: bool = False) -> Round:
         """Send for *seconds* over 32 connections.
 
         Raises:
-            RuntimeError: an answer was an error, or a connection broke.
+            RuntimeError: an answer was an error (unless *takes_refusals*), or a connection broke.
         """
         url = f"http://127.0.0.1:{self._target.port}"
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s"]
+        command = [
+            "nice",
+            f"-n{self._nice}",
+            "wrk",
+            "-t1",
+            f"-c{CONNECTIONS}",
+            f"-d{seconds}s",
+            "--timeout",
+            "10s",
+        ]
         command += ["-s", str(self._script), url, "--", str(self._file)]
         before_s = cpu_s(self._target.pid)
         output = subprocess.run(
@@ -98,6 +113,6 @@ class Load:
         ).stdout
         spent_s = cpu_s(self._target.pid) - before_s
         result = msgspec.json.decode(output.rpartition("RESULT ")[2], type=Round)
-        if result.refused or result.broken or not result.requests:
+        if (result.refused and not takes_refusals) or result.broken or not result.requests:
             raise RuntimeError(f"not every request was answered well: {result}\n{output}")
         return msgspec.structs.replace(result, cpu_us=spent_s / result.requests * 1e6)

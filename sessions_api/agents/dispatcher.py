@@ -22,6 +22,7 @@ from sessions_api.domain.ids import AgentId
 from sessions_api.errors import StorageError
 from sessions_api.store import Store
 from sessions_api.store.attendance import Presence
+from sessions_api.store.lanes import LANE, TURN_LANE
 from sessions_api.telemetry import metrics
 from sessions_api.telemetry.loops import cancelled, run_forever
 
@@ -186,6 +187,7 @@ class Dispatcher:
 
     async def _serve(self, lead: Lead) -> None:
         """Claim the session's next turn and answer it; the next session goes to another place."""
+        LANE.set(TURN_LANE)
         definition = self._store.agents.get(lead.agent_id)
         trail = self._trails.get(lead.agent_id)
         if definition is None or trail is None:

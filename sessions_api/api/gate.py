@@ -32,6 +32,7 @@ from sessions_api.domain.access import Caller
 from sessions_api.domain.ids import AgentId, SessionId
 from sessions_api.domain.limits import Bucket, Limit, Standing
 from sessions_api.errors import RateLimited, SessionExpired, SessionNotFound
+from sessions_api.store.lanes import LANE
 from sessions_api.store.limits import Asked
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class Gate:
         self._owners: OrderedDict[tuple[str, SessionId], tuple[str, AgentId]] = OrderedDict()
 
     def admit(self, whose: Sender) -> None:
-        """Any request, before anything is done for it."""
+        """Any request, before anything is done for it; from here on its commands have its sender's lane."""
+        LANE.set(whose.caller.name if whose.caller.is_key else whose.address)
         self._floods.admit(whose)
 
     async def create(self, caller: Caller, address: str) -> tuple[Standing, ...]:

@@ -8,6 +8,8 @@ Replies carry no id: the n-th reply belongs to the n-th command, so one stray
 byte would hand a caller another caller's data. Hence two rules. A line owns its
 slots, not the callers: the reply of a cancelled caller is still read, and thrown
 away at its turn. And bytes that no command has asked for end the line.
+
+Commands of one lane (``lanes.py``) leave in their order; others' may come between.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ import re
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cached_property
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import hiredis
 
+from sessions_api.store.lanes import LANE, Lanes
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 Arg: TypeAlias = bytes | str | int | float
 
@@ -156,8 +161,11 @@ class Line(Wire):
     def __init__(self, stats: Stats, *, reply_timeout_s: float) -> None:
         super().__init__(stats)
         self._look_s = reply_timeout_s / LOOKS
-        self._queued: list[asyncio.Future[Any]] = []
-        self._pending: deque[asyncio.Future[Any]] = deque()
+        self._queued: list[tuple[asyncio.Future[Any], str]] = []  # each with its lane
+        self._pending: deque[tuple[asyncio.Future[Any], str]] = deque()
+        self._lanes = Lanes()
+        self._asked_s = 0.0  # when the only command on the line was sent; 0: there are several, or none
+        self._way_s = float("inf")
         self._sent = 0
         self._sent_by_look: deque[int] = deque()
         self._look_timer: asyncio.TimerHandle | None = None
@@ -169,7 +177,7 @@ class Line(Wire):
     @property
     def waiting(self) -> int:
         """How many commands have no reply yet."""
-        return len(self._pending) + len(self._queued)
+        return len(self._pending) + len(self._queued) + self._lanes.waiting
 
     def send(self, command: tuple[Arg, ...]) -> asyncio.Future[Any]:
         """Queue *command*; the future gets its reply, bytes undecoded, or ServerError or LineLost.
@@ -181,15 +189,28 @@ class Line(Wire):
         if self.reason:
             future.set_exception(LineLost(self.reason, sent=False))
             return future
+        lane = LANE.get()
+        if self._lanes.enter(lane):
+            self._queue(packed, future, lane)
+        else:
+            self._lanes.wait(lane, packed, future)
+        return future
+
+    def _queue(self, packed: bytes, future: asyncio.Future[Any], lane: str) -> None:
         out = self._out
         if not out:
             self._loop.call_soon(self._flush)
         out.append(packed)
-        self._queued.append(future)
-        return future
+        self._queued.append((future, lane))
+
+    def _refill(self) -> None:
+        """Let those of the lanes onto the line for whom there is room."""
+        for lane, command in self._lanes.next():
+            self._queue(command.packed, command.future, lane)
 
     def sent(self, commands: int) -> None:
         # Only now: a reply to a command that has not left yet is nobody's.
+        self._asked_s = monotonic() if commands == 1 and not self._pending else 0.0
         self._pending.extend(self._queued)
         self._queued = []
         self._sent += commands
@@ -199,15 +220,19 @@ class Line(Wire):
         if not pending:
             self._end_dirty()
             return
+        if self._asked_s:
+            self._measure()
         reader = self.reader
         gets = reader.gets
+        leave = self._lanes.leave
         try:
             reader.feed(data)
             while pending:
                 reply = gets()
                 if reply is INCOMPLETE:
-                    return
-                future = pending.popleft()
+                    break
+                future, lane = pending.popleft()
+                leave(lane)
                 if future.done():  # its caller was cancelled
                     continue
                 if type(reply) is ServerError:
@@ -217,8 +242,17 @@ class Line(Wire):
         except hiredis.ProtocolError as error:
             self.drop(f"not the Redis protocol: {error}")
             return
-        if reader.has_data():
+        if not pending and reader.has_data():
             self._end_dirty()
+        elif self._lanes.waiting:
+            self._refill()
+
+    def _measure(self) -> None:
+        way_s = monotonic() - self._asked_s
+        self._asked_s = 0.0
+        if way_s < self._way_s:
+            self._way_s = way_s
+            self._lanes.measured(way_s)
 
     def _end_dirty(self) -> None:
         if not self.reason:
@@ -232,15 +266,21 @@ class Line(Wire):
             self.stats.timeouts += 1
             self.drop("no reply in time")
             return
+        _fail(self._lanes.look(LOOKS), "no room on the line in time", sent=False)
         self._look_timer = self._loop.call_later(self._look_s, self._look)
 
     def ended(self, reason: str) -> None:
         if self._look_timer is not None:
             self._look_timer.cancel()
-        for futures, sent in ((self._pending, True), (self._queued, False)):
-            for future in futures:
-                if not future.done():
-                    future.set_exception(LineLost(reason, sent=sent))
+        _fail([future for future, _ in self._pending], reason, sent=True)
+        _fail([future for future, _ in self._queued], reason, sent=False)
+        _fail(self._lanes.clear(), reason, sent=False)
         self._pending = deque()
         self._queued = []
         self._out = []
+
+
+def _fail(futures: Iterable[asyncio.Future[Any]], reason: str, *, sent: bool) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(LineLost(reason, sent=sent))
