@@ -15,15 +15,27 @@ from typing import Any
 
 import uvloop
 
-from bench import agents, endpoints, floods, hostile, latency, memory, page, scripts, starting
-from bench.figures import Figure, Run, progress, read, table, write
+from bench import (
+    agents,
+    endpoints,
+    expiry,
+    floods,
+    followers,
+    growth,
+    hostile,
+    latency,
+    memory,
+    page,
+    scripts,
+    starting,
+)
+from bench.figures import PUBLISHED, Figure, Run, progress, read, table, write
 from bench.machine import ALL_CORES, CORES, describe, others_busy
 from bench.processes import redis_server
 from bench.speaking import info, open_store
 from sessions_api.telemetry import logs
 
 RESULTS = Path(__file__).parent / "results"
-PUBLISHED = RESULTS / "published.json"
 Measured = tuple[list[Figure], dict[str, object]]
 NEEDS_WRK = ("http", "floods")
 
@@ -49,6 +61,7 @@ def main(words: list[str]) -> int:
     if args.publish:
         write(PUBLISHED, runs)
         page.write(read(PUBLISHED))
+        print("published; `make bench-report` draws the plots anew")
     figures = [figure for run in runs.values() for figure in run.figures]
     print(table(figures))
     for name, reason in skipped.items():
@@ -63,10 +76,13 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         metavar="PARTS",
-        help="comma-separated: http, scripts, memory, start, latency, agents, floods, hostile",
+        help="comma-separated: http, scripts, memory, start, latency, agents, floods, hostile, followers, "
+        "expiry, growth",
     )
     parser.add_argument(
-        "--million", action="store_true", help="memory also at 1,000,000 sessions (3 GB, minutes)"
+        "--million",
+        action="store_true",
+        help="memory and growth also at 1,000,000 sessions (3 GB, minutes)",
     )
     parser.add_argument("--minutes", type=float, default=1.0, help="of attack, in the part hostile (1)")
     parser.add_argument("--smoke", action="store_true", help="tiny numbers: that it works, not how fast")
@@ -112,6 +128,13 @@ def _parts(args: argparse.Namespace) -> dict[str, Callable[[Path], Coroutine[Any
         ),
         "floods": lambda folder: floods.run(folder, rounds=rounds, seconds=1 if smoke else 4),
         "hostile": lambda folder: hostile.run(folder, seconds=4 if smoke else round(args.minutes * 60)),
+        "followers": lambda folder: followers.run(
+            folder, spreads=followers.SMALL if smoke else followers.SPREADS
+        ),
+        "expiry": lambda folder: expiry.run(folder, plans=expiry.SMALL if smoke else expiry.PLANS),
+        "growth": lambda folder: growth.run(
+            folder, scale=growth.SMALL if smoke else growth.scale(is_million=args.million)
+        ),
     }
 
 

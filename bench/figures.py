@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import quantiles
 from typing import Literal
 
 import msgspec
+
+PUBLISHED = Path(__file__).parent / "results" / "published.json"
 
 
 class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -82,3 +86,19 @@ def shown(value: float) -> str:
     if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+PERCENTILES = (0, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
+"""Those that are kept for plots."""
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """What *percent* of *values* do not exceed; 0 and 100: the least and the greatest."""
+    if len(values) < 2 or percent in {0, 100}:
+        return min(values) if percent == 0 else max(values)
+    return quantiles(values, n=1000, method="inclusive")[round(percent * 10) - 1]
+
+
+def percentiles(values: Sequence[float], which: Sequence[float] = PERCENTILES) -> dict[str, float]:
+    """By the percent, rounded: as *details* keep them."""
+    return {str(percent): round(percentile(values, percent), 3) for percent in which}

@@ -1,4 +1,4 @@
-"""The machine a figure was taken on, which core does what, and the CPU time of a process."""
+"""The machine a figure was taken on, which core does what, and what a process takes of it."""
 
 from __future__ import annotations
 
@@ -64,6 +64,12 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()
+
+
+def resident_bytes(pid: int) -> int:
+    """What a process has in memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_s(pid: int) -> float:

@@ -1,10 +1,12 @@
-"""Puts the last figures into docs/performance.md, between the marks that name a part."""
+"""Puts the published figures into docs/performance.md, between the marks that name a part."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
+from bench import plots
 from bench.figures import Figure, Run, shown
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -16,16 +18,21 @@ def write(runs: dict[str, Run]) -> None:
 
 
 def filled(text: str, runs: dict[str, Run]) -> str:
-    """*text* with each part's block written anew; a part that was never run has none."""
+    """*text* with each part's block written anew: its plots and its tables."""
+    pictures: dict[str, list[str]] = defaultdict(list)
+    for plot, _ in plots.shown(runs).values():
+        pictures[plot.part].append(plot.link)
 
     def block(found: re.Match[str]) -> str:
-        run = runs.get(found[2])
-        return found[1] + (_block(run) if run else "") + found[3]
+        part = found[2]
+        if part not in runs:
+            return f"{found[1]}Not published yet: `python -m bench --only {part}` measures it.\n{found[3]}"
+        return found[1] + _block(runs[part], pictures[part]) + found[3]
 
     return _BLOCK.sub(block, text)
 
 
-def _block(run: Run) -> str:
+def _block(run: Run, pictures: list[str]) -> str:
     redis = " ".join(run.redis[name] for name in ("server_name", "valkey_version") if name in run.redis)
     server = redis or f"redis {run.redis.get('redis_version')}"
     cores, cpu, python, load = (run.machine[name] for name in ("cores", "cpu", "python", "load_average"))
@@ -33,6 +40,7 @@ def _block(run: Run) -> str:
     lines = [
         f"`{run.command}`, {run.taken[:10]}: {machine}",
         "",
+        *(line for picture in pictures for line in (picture, "")),
     ]
     part = ""
     for figure in run.figures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from sessions_api.embedded import ending_with, find_server
 START_S = 30.0
 STOP_S = 30.0
 POLL_S = 0.005
+_ADDRESS = re.compile(r"Sessions API at http://127\.0\.0\.1:(\d+)\n")
 
 DEPLOYED: Mapping[str, str] = {"hash-max-listpack-value": "1024", "stream-node-max-bytes": "1024"}
 """What deployed Redis servers should have set; see docs/operations.md, once it is there."""
@@ -53,17 +55,35 @@ def redis_server(folder: Path, settings: Mapping[str, str], *, core: int = CORES
 
 
 @contextmanager
+def moved(server: Server, core: int) -> Iterator[None]:
+    """*server* runs on another core, for as long as nothing else needs that one."""
+    before = os.sched_getaffinity(server.pid)
+    os.sched_setaffinity(server.pid, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(server.pid, before)
+
+
+@contextmanager
 def service(folder: Path, redis_url: str, *, core: int = CORES.service, **settings: str) -> Iterator[Service]:
     """The service as ``sessions-api serve`` runs it, one worker, with the agent Echo known."""
-    port = free_port()
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SESSION")}
-    environ |= {"REDIS_URL": redis_url, "HOST": "127.0.0.1", "PORT": str(port)}
+    environ |= {"REDIS_URL": redis_url, "HOST": "127.0.0.1", "PORT": "0"}
     environ |= {"SESSIONS_DEV": "on", "LOG_LEVEL": "warning", "LOG_FORMAT": "json"} | settings
     command = [sys.executable, "-m", "sessions_api", "serve"]
-    log = folder / f"service-{port}.log"
+    log = folder / f"service-{time.monotonic_ns()}.log"
     with process(command, log, core=core, environ=environ) as pid:
+        # It takes a port itself and says which: one that was free a second ago may be another's by then.
+        wait_until(lambda: _said_port(log) is not None, "the service to say its port", log)
+        port = _said_port(log) or 0
         wait_until(lambda: listens(port), "the service to listen", log)
         yield Service(pid, port)
+
+
+def _said_port(log: Path) -> int | None:
+    found = _ADDRESS.search(log.read_text(errors="replace"))
+    return int(found[1]) if found else None
 
 
 @contextmanager

@@ -71,14 +71,17 @@ async def open_sessions(
     store: Store,
     count: int,
     *,
-    config: TimeoutConfig = CONFIG,
+    config: TimeoutConfig | Callable[[int], TimeoutConfig] = CONFIG,
     user_id: UserId | None = None,
     agent_id: AgentId = ECHO_ID,
 ) -> list[SessionId]:
-    """*count* idle sessions, each of another user unless *user_id* says whose."""
+    """*count* idle sessions, each of another user unless *user_id* says whose.
+
+    *config* may be made for each by its number, right before it is opened.
+    """
 
     def opening() -> Iterable[Awaitable[Any]]:
-        for _ in range(count):
+        for number in range(count):
             user = user_id or UserId(str(uuid4()))
             yield store.sessions.create(
                 NewSession(
@@ -87,7 +90,7 @@ async def open_sessions(
                     agent_id=agent_id,
                     user_id=user,
                     metadata=METADATA,
-                    config=config,
+                    config=config if isinstance(config, TimeoutConfig) else config(number),
                     on_busy="queue",
                     retention_ms=RETENTION_MS,
                 ),

@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
 
 import structlog
 from starlette.applications import Starlette
@@ -30,18 +31,22 @@ from sessions_api.api.gate import Gate
 from sessions_api.api.middleware import Surface
 from sessions_api.api.operations import Operations
 from sessions_api.api.state import Rules, State
+from sessions_api.api.traced import Traced
 from sessions_api.domain.agents import AgentState
 from sessions_api.domain.ids import AgentId
 from sessions_api.errors import SettingsError, StorageError
 from sessions_api.keeper.keeper import Keeper
 from sessions_api.live.hub import Hub
-from sessions_api.settings import IGNORED, Settings
+from sessions_api.settings import IGNORED, Settings, shared
 from sessions_api.store import Redis, Store
 from sessions_api.store.keys import Keyspace
+from sessions_api.store.replicas import Identity
 from sessions_api.telemetry import logs, metrics
 from sessions_api.telemetry.loops import cancelled, run_forever
+from sessions_api.telemetry.tracing import tracing_by
 
 OPEN_AGAIN_S = 0.25
+REFUSED_AGAIN_S = 30.0
 REFRESH_S = 0.5
 KEYS_EVERY_S = 0.5
 SIGNING_EVERY = 10
@@ -73,7 +78,13 @@ class Parts:
             )
         self._settings = settings
         replica_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
-        self.redis = Redis.from_url(settings.redis_url, deadline_ms=settings.sessions_redis_deadline_ms)
+        self.tracing = tracing_by(settings.trace_exporters, instance=replica_id)
+        self.redis = Redis.from_url(
+            settings.redis_url,
+            deadline_ms=settings.sessions_redis_deadline_ms,
+            replicas=settings.awaited_replicas,
+            key_prefix=settings.sessions_key_prefix.encode(),
+        )
         self.store = Store(
             self.redis,
             Keyspace(settings.sessions_key_prefix),
@@ -85,12 +96,22 @@ class Parts:
             max_followers=settings.sessions_max_followers,
             max_followers_per_session=settings.sessions_max_followers_per_session,
         )
-        self.keeper = Keeper(self.store, replica_id=replica_id, is_keeping=settings.runs_keeper)
+        self.keyring = settings.keyring()
+        self.keyring.load()
+        self.identity = Identity(
+            replica_id,
+            version=version("sessions-api"),
+            settings=shared(settings, self.keyring.keys()),
+            keeps=settings.runs_keeper,
+        )
+        self.keeper = Keeper(
+            self.store, replica_id=replica_id, is_keeping=settings.runs_keeper, identity=self.identity
+        )
         self.finder = Finder(self.store)
         self.presences = Presences(self.store.attendance)
         self.desk = Desk(self.store, self.finder, self.presences)
         self.work = Work(self.store, self.desk, self.presences)
-        self.outgoing = Outgoing(settings.outgoing_allow)
+        self.outgoing = Outgoing(settings.outgoing_allow, tracing=self.tracing)
         self.dispatcher: Dispatcher | None = None
         if settings.runs_dispatcher:
             self.dispatcher = Dispatcher(
@@ -99,6 +120,7 @@ class Parts:
                 worker=replica_id,
                 turns=settings.sessions_dispatcher_turns,
                 connectors=_connectors(self.outgoing),
+                tracing=self.tracing,
             )
         self.store.scripts.overdue = self.keeper.ring_soon
         rules = Rules(
@@ -110,8 +132,6 @@ class Parts:
             max_open_per_user=settings.session_max_open_per_user,
             is_dev=settings.is_dev,
         )
-        self.keyring = settings.keyring()
-        self.keyring.load()
         tokens = Tokens(self.store.signing)
         gate = Gate(settings.policies, self.store)
         self.state = State(
@@ -148,6 +168,8 @@ class Parts:
         if not self.keyring.is_configured:
             log.warning("access_open", reason="no access key is configured: only this machine may call")
         async with AsyncExitStack() as stack:
+            self.tracing.start()
+            stack.push_async_callback(self.tracing.stop)  # the last to go: what the others end is in it
             self._start_metrics(stack)
             await self.redis.start()
             stack.push_async_callback(self.redis.stop)
@@ -213,6 +235,9 @@ class Parts:
             await self._refresh_states()
         except StorageError:
             return  # requests meanwhile say so themselves
+        except SettingsError as refused:  # Redis came after us, with sessions that are not ours to serve
+            log.critical("store_refused", problems=refused.problems)
+            await asyncio.sleep(REFUSED_AGAIN_S)
 
     async def _tend_access(self) -> None:
         """Take over changed access keys; keep the tokens' keys fresh, and note which keys were used."""
@@ -223,6 +248,7 @@ class Parts:
                 # A key that has other scopes or another secret now is another key to those who follow by it.
                 same = set(before).intersection(self.keyring.keys())
                 self.hub.keys_changed({key.id for key in same} | self.store.signing.ids)
+                self.identity.settings = shared(self._settings, self.keyring.keys())
         if not self.state.is_open:
             return
         try:
@@ -300,6 +326,8 @@ def create_app(settings: Settings) -> Starlette:
         metrics_port=settings.sessions_metrics_port,
         logs_requests=logs.is_enabled("debug"),
     )
+    if parts.tracing.is_on:
+        app.surface = Traced(app.surface, parts.tracing)
     app.state.drain = parts.drain
     app.state.service = parts.state
     return app

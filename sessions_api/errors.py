@@ -24,6 +24,7 @@
     │   └── AgentUnavailable · AgentFailed · AgentTimedOut
     ├── StorageError
     │   ├── StorageUnavailable         Redis is away, slow or refusing
+    │   │   └── NotReplicated          done, and too few replicas of Redis have it
     │   └── StorageFull                Redis is out of memory; reads and expiry go on
     ├── Draining                       this replica is shutting down
     ├── TooManyConnections             this process has as many as it may
@@ -377,6 +378,16 @@ class StorageUnavailable(StorageError):
     reason: str
     retry_after_s: int = 1
     code: ClassVar[str] = "STORAGE_UNAVAILABLE"
+
+
+class NotReplicated(StorageUnavailable):
+    """The write is done, and fewer replicas of Redis have it than ``SESSIONS_REDIS_REPLICAS`` says.
+
+    A failover now could lose it, so it is not called a success. A repeat under the
+    same idempotency key finds it done, and waits for the replicas anew.
+    """
+
+    code: ClassVar[str] = "NOT_REPLICATED"
 
 
 @dataclass(eq=False)

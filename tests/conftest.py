@@ -1,7 +1,8 @@
 """Servers to test against, coroutine tests, and three things no test may leave behind.
 
 A test that takes ``server`` runs on every kind of server there is;
-``@pytest.mark.servers("valkey", "redis62")`` names the kinds it is for. A test
+``@pytest.mark.servers("valkey", "redis62")`` names the kinds it is for; on a Redis
+Cluster too, where that names one, or ``support/cluster.py`` its module. A test
 that is a coroutine needs no marker; it runs on uvloop, as the service does.
 """
 
@@ -18,6 +19,7 @@ import pytest
 
 from sessions_api.store.connection import Redis
 from sessions_api.store.keys import Keyspace
+from tests.support.cluster import ClusterServer, cluster_kinds, runs_on_cluster
 from tests.support.servers import TestServer, kinds, launch
 
 LEFT_TIMEOUT_S = 3.0
@@ -33,7 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("servers")
-        wanted = [kind for kind in kinds() if marker is None or kind in marker.args]
+        named = marker.args if marker else kinds()
+        wanted = [kind for kind in [*kinds(), *cluster_kinds()] if kind in named]
+        test = metafunc.definition.originalname
+        if "valkey" in wanted and runs_on_cluster(metafunc.module.__name__, test, metafunc.fixturenames):
+            wanted.append("cluster")
         metafunc.parametrize("server", wanted, indirect=True)
 
 
@@ -70,7 +76,12 @@ def server(
     """
     kind: str = request.param
     if kind not in _servers:
-        _servers[kind] = launch(kind, tmp_path_factory.mktemp(kind))
+        folder = tmp_path_factory.mktemp(kind)
+        if kind in cluster_kinds():
+            _servers[kind] = ClusterServer(kind, folder)
+            _servers[kind].start()
+        else:
+            _servers[kind] = launch(kind, folder)
     server = _servers[kind]
     server.clean()
     yield server

@@ -23,6 +23,7 @@ from sessions_api.agents.tally import count_answer
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import SessionId
 from sessions_api.domain.messages import utf16_units
+from sessions_api.domain.traces import trace_fields
 from sessions_api.domain.turns import Answer, ClaimedTurn
 from sessions_api.errors import (
     AnswerTooLarge,
@@ -37,6 +38,7 @@ from sessions_api.store.turns import MAX_ANSWER_CHARS
 from sessions_api.store.written import Written
 from sessions_api.telemetry import metrics
 from sessions_api.telemetry.loops import cancelled
+from sessions_api.telemetry.tracing import OFF, Tracing
 from sessions_api.wire.messages import answer_body
 
 COALESCE_S: Final = 0.030
@@ -57,12 +59,16 @@ class Attempt:
         claimed: ClaimedTurn,
         definition: AgentDefinition,
         connector: Connector,
+        tracing: Tracing = OFF,
     ) -> None:
         self._turns = store.turns
         self._finder = finder
         self._claimed = claimed
         self._definition = definition
         self._connector = connector
+        self._span = tracing.turn(claimed, definition)
+        if self._span.trace:
+            self._claimed = claimed.within(self._span.trace)
         self._session_id = SessionId(claimed.session_id)
         self._turn_id = claimed.turn.turn_id
         self._fence = claimed.turn.fence
@@ -77,10 +83,13 @@ class Attempt:
 
     async def hand_back(self) -> None:
         """Leave the turn to another replica, its attempt uncounted."""
+        self._span.event("released")
         try:
             await self._turns.release(self._session_id, self._turn_id, fence=self._fence)
         except (TurnLost, TurnNotFound, SessionNotFound, SessionExpired, StorageError) as error:
             log.info("turn_not_released", **self._ids, code=error.code)
+        finally:
+            self._span.end()
 
     async def run(self) -> None:
         """Answer; on cancellation, hand the turn back for another replica to take.
@@ -92,6 +101,7 @@ class Attempt:
         except asyncio.CancelledError:
             await self.hand_back()
             raise
+        self._span.end()
 
     async def _run(self) -> None:
         try:
@@ -105,12 +115,16 @@ class Attempt:
             except AttemptFailed as failed:
                 await self._fail(failed)
         except (TurnLost, TurnNotFound, SessionNotFound, SessionExpired) as error:
+            self._span.failed(error.code)
             log.info("turn_lost", **self._ids, code=error.code)
         except AnswerTooLarge:
+            self._span.failed("ANSWER_TOO_LARGE")
             log.warning("turn_failed", **self._ids, code="ANSWER_TOO_LARGE")
         except StorageError as error:
+            self._span.failed(error.code)
             log.warning("turn_left_to_its_lease", **self._ids, code=error.code)
-        except Exception:
+        except Exception as error:
+            self._span.failed(type(error).__name__)
             log.exception("turn_left_to_its_lease", **self._ids)
             metrics.LOOP_FAILURES.of("turn").inc()
 
@@ -120,6 +134,7 @@ class Attempt:
         try:
             while not reading.done():
                 if await self._send_or_extend(reading):
+                    self._span.event("cancelled")
                     return
             if reading.cancelled():
                 raise AttemptFailed("AGENT_ERROR", "The agent gave up")
@@ -183,6 +198,8 @@ class Attempt:
             )
 
         written = await self._persist(send)
+        if not self._units_sent:
+            self._span.event("first_delta")
         del self._unsent[:count]
         self._units_sent += utf16_units(text)
         self._sign_of_life_s = self._loop.time()
@@ -196,16 +213,20 @@ class Attempt:
             message = f"The answer exceeds {MAX_ANSWER_CHARS} characters"
             raise AttemptFailed("ANSWER_TOO_LARGE", message, retry=False)
         if content == said and any(self._unsent) and await self._delta():
+            self._span.event("cancelled")
             return
         body = answer_body(content, ending)
 
         async def complete() -> Written:
             return await self._turns.complete(self._session_id, self._turn_id, fence=self._fence, body=body)
 
-        if (await self._persist(complete)).is_end:
-            count_answer(metrics.agent(self._definition.agent_id), ending)
+        written = await self._persist(complete)
+        self._span.event("cancelled" if written.is_cancelled else "completed")
+        if written.is_end:
+            self._span.used(count_answer(metrics.agent(self._definition.agent_id), ending))
 
     async def _fail(self, failed: AttemptFailed) -> None:
+        self._span.failed(failed.code)
         log.warning("turn_attempt_failed", **self._ids, code=failed.code, attempt=self._claimed.turn.attempt)
         await self._turns.fail(
             self._session_id,
@@ -236,6 +257,7 @@ class Attempt:
             "session_id": self._session_id,
             "turn_id": self._turn_id,
             "agent_id": self._definition.agent_id,
+            **trace_fields(self._claimed.trace),
         }
 
 

@@ -25,6 +25,7 @@ from sessions_api.store.attendance import Presence
 from sessions_api.store.lanes import LANE, TURN_LANE
 from sessions_api.telemetry import metrics
 from sessions_api.telemetry.loops import cancelled, run_forever
+from sessions_api.telemetry.tracing import OFF, Tracing
 
 PERIOD_S: Final = 0.5
 ATTEND_S: Final = 10.0
@@ -52,6 +53,7 @@ class Dispatcher:
         worker: str,
         turns: int = TURNS,
         connectors: Mapping[str, Connector] = CONNECTORS,
+        tracing: Tracing = OFF,
     ) -> None:
         """*worker* names this replica; *turns* is the most that it runs at once, as said above."""
         self._store = store
@@ -59,6 +61,7 @@ class Dispatcher:
         self._worker = worker
         self._turns = turns
         self._connectors = connectors
+        self._tracing = tracing
         self._trails: dict[AgentId, Trail] = {}
         self._running: dict[asyncio.Task[None], AgentId] = {}
         self._count: Counter[AgentId] = Counter()
@@ -198,7 +201,7 @@ class Dispatcher:
         turn = await self._finder.claim(trail, lead, definition, worker=self._worker)
         if turn is None:
             return
-        attempt = Attempt(self._store, self._finder, turn, definition, connector)
+        attempt = Attempt(self._store, self._finder, turn, definition, connector, self._tracing)
         if self._is_draining:
             await attempt.hand_back()
             return

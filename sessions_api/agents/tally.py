@@ -20,15 +20,16 @@ TOKENS: Final = {
 """Members of ``usage`` that are counted, and as which kind; of two of a kind the first that is there."""
 
 
-def count_answer(agent: str, answer: Answer) -> None:
-    """Count a completed answer's usage and actions; *agent* is a label (``metrics.agent``)."""
-    if answer.usage is not None:
-        for kind, tokens in _tokens(_decode(answer.usage)).items():
-            metrics.TOKENS.of(agent, kind).inc(tokens)
+def count_answer(agent: str, answer: Answer) -> dict[str, int]:
+    """Count a completed answer's usage and actions, and return the tokens; *agent* is a metric's label."""
+    counted = {} if answer.usage is None else _tokens(_decode(answer.usage))
+    for kind, tokens in counted.items():
+        metrics.TOKENS.of(agent, kind).inc(tokens)
     if b'"actions"' in answer.metadata:
         actions = _decode(answer.metadata).get("actions")
         if isinstance(actions, list) and actions:
             metrics.AGENT_ACTIONS.of(agent).inc(len(actions))
+    return counted
 
 
 def _tokens(usage: Any) -> dict[str, int]:

@@ -11,7 +11,8 @@ from typing import Final
 from sessions_api.api.replies import Header
 
 _ALLOWED: Final = (
-    b"Authorization, X-API-KEY, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, Prefer, X-Request-Id"
+    b"Authorization, X-API-KEY, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, Prefer, "
+    b"X-Request-Id, traceparent, tracestate"
 )
 _EXPOSED: Final = (
     b"X-Request-Id, ETag, Location, Link, Retry-After, RateLimit, RateLimit-Policy, Idempotency-Replayed, "

@@ -13,6 +13,7 @@ from sessions_api.api.operations import Operations
 from sessions_api.api.state import Rules
 from sessions_api.domain.access import Caller
 from sessions_api.domain.ids import SessionId
+from sessions_api.domain.traces import NO_TRACE, Trace, read_trace
 from sessions_api.live.operations import Answer
 from sessions_api.wire.sessions import session_json
 
@@ -40,7 +41,9 @@ class FrameOperations:
         if message.role != "user":
             spoken = await self._operations.speak(session_id, caller, message, key)
             return Answer(201, spoken.json(minimal=False))
-        accepted = await self._operations.accept(session_id, caller, message, key, address=self._address)
+        accepted = await self._operations.accept(
+            session_id, caller, message, key, address=self._address, trace=_trace(body)
+        )
         return Answer(201, accepted.reply.json(minimal=False))
 
     async def heartbeat(self, session_id: SessionId, caller: Caller) -> Answer:
@@ -56,6 +59,14 @@ class FrameOperations:
     async def cancel(self, session_id: SessionId, caller: Caller, turn_id: str) -> Answer:
         check_route(caller, _CANCEL, session_id)
         return Answer(200, _encode(await self._operations.cancel(session_id, caller, turn_id)))
+
+
+def _trace(frame: dict[str, Any]) -> Trace:
+    """A browser's WebSocket has no headers, and one handshake is many requests: so members of the frame."""
+    parent, state = frame.get("traceparent"), frame.get("tracestate", "")
+    if not isinstance(parent, str):
+        return NO_TRACE
+    return read_trace(parent, state if isinstance(state, str) else "")
 
 
 def _checked(key: str | None) -> str | None:

@@ -106,7 +106,7 @@ class Surface:
                 return
             except Exception as error:  # the envelope is for everything
                 if watched.has_begun:
-                    log.exception("stream_failed", request_id=request.id.decode(), route=label)
+                    log.exception("stream_failed", **request.ids, route=label)
                     status = 500
                     return
                 is_stream = False
@@ -124,7 +124,7 @@ class Surface:
             if self._logs_requests:
                 log.debug(
                     "request_answered",
-                    request_id=request.id.decode(),
+                    **request.ids,
                     method=known,
                     route=label,
                     status=status,
@@ -181,9 +181,9 @@ class Surface:
         request_id = request.id.decode()
         metrics.count_refusal(error)
         if not isinstance(error, SessionsError) or isinstance(error, StorageFault):
-            log.error("request_crashed", request_id=request_id, route=label, exc_info=error)
+            log.error("request_crashed", **request.ids, route=label, exc_info=error)
         elif isinstance(error, StorageUnavailable):
-            log.warning("storage_unavailable", request_id=request_id, route=label, reason=error.reason)
+            log.warning("storage_unavailable", **request.ids, route=label, reason=error.reason)
         problem = problem_of(
             error,
             request_id=request_id,

@@ -21,6 +21,7 @@ from sessions_api.domain.ids import (
 from sessions_api.domain.limits import Standing
 from sessions_api.domain.messages import LogEntry, NewMessage
 from sessions_api.domain.sessions import Session
+from sessions_api.domain.traces import NO_TRACE, Trace
 from sessions_api.errors import (
     AgentError,
     AgentUnavailable,
@@ -67,7 +68,7 @@ class Said(msgspec.Struct, frozen=True):
         return self.appended.is_repeat
 
     def json(self, *, minimal: bool) -> bytes:
-        entry = LogEntry(self.appended.cursor, 0, "message", None, None, self.body)
+        entry = LogEntry.of(self.appended.cursor, body=self.body)
         return spoken_json(self.appended.session, entry, minimal=minimal)
 
 
@@ -89,9 +90,16 @@ class Operations:
         await self._store.log.check_opens(session_id, caller.grant)
 
     async def accept(
-        self, session_id: SessionId, caller: Caller, message: SendBody, key: str | None, *, address: str
+        self,
+        session_id: SessionId,
+        caller: Caller,
+        message: SendBody,
+        key: str | None,
+        *,
+        address: str,
+        trace: Trace = NO_TRACE,
     ) -> Accepted:
-        """Append a user's message, which came from *address*.
+        """Append a user's message, which came from *address*; its turn goes on with *trace*.
 
         Raises:
             Forbidden: the caller is an agent, and no user.
@@ -107,7 +115,7 @@ class Operations:
             raise message.fault
         admission = await self._gate.message(caller, address, session_id)
         try:
-            appended = await self._append(session_id, caller, message, key, admission.asked)
+            appended = await self._append(session_id, caller, message, key, admission.asked, trace)
         except (CallerError, AgentError):
             await self._gate.give_back(admission)
             raise
@@ -128,7 +136,13 @@ class Operations:
         )
 
     async def _append(
-        self, session_id: SessionId, caller: Caller, message: SendBody, key: str | None, limits: list[Asked]
+        self,
+        session_id: SessionId,
+        caller: Caller,
+        message: SendBody,
+        key: str | None,
+        limits: list[Asked],
+        trace: Trace,
     ) -> Appended:
         message_id = new_message_id()
         return await self._store.log.append(
@@ -137,6 +151,7 @@ class Operations:
             message=NewMessage(
                 message_id,
                 user_body(message_id, message.content, None, message.metadata, message.attachments),
+                trace,
             ),
             turn_id=new_turn_id(),
             on_busy=message.on_busy,

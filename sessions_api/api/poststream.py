@@ -58,7 +58,12 @@ class PostStream:
         await request.state.operations.check_poster(session_id, request.caller)
         async with request.state.hub.watch(session_id) as watch:
             accepted = await request.state.operations.accept(
-                session_id, request.caller, message, self._key, address=request.address
+                session_id,
+                request.caller,
+                message,
+                self._key,
+                address=request.address,
+                trace=request.trace,
             )
             replayed = (REPLAYED,) if accepted.is_repeat else limit_headers(accepted.standings)
             await send(

@@ -36,7 +36,8 @@ class Operation(NamedTuple):
 _ANY: Final = (e.Unauthenticated, e.Forbidden, e.InvalidInput, e.StorageFault)
 _STORED: Final = (*_ANY, e.StorageUnavailable, e.Draining)
 _LIVE: Final = (*_STORED, e.SessionNotFound, e.SessionExpired)
-_WRITE: Final = (*_LIVE, e.TurnNotFound, e.TurnLost, e.StorageFull)
+_KEPT: Final = (e.StorageFull, e.NotReplicated)
+_WRITE: Final = (*_LIVE, e.TurnNotFound, e.TurnLost, *_KEPT)
 _BODY: Final = (e.MalformedBody, e.BodyTooLarge, e.UnsupportedMediaType)
 
 OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
@@ -53,7 +54,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
             e.SessionNotFound,
             e.TooManyOpenSessions,
             e.IdempotencyMismatch,
-            e.StorageFull,
+            *_KEPT,
         ),
         inputs.CreateSession,
         ("Idempotency-Key",),
@@ -110,10 +111,10 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
             e.AgentFailed,
             e.AgentUnavailable,
             e.AgentTimedOut,
-            e.StorageFull,
+            *_KEPT,
         ),
         inputs.SendMessage,
-        ("Idempotency-Key", "Prefer"),
+        ("Idempotency-Key", "Prefer", "traceparent", "tracestate"),
     ),
     ("GET", _ONE + "/messages"): Operation(
         "readMessages",
@@ -128,7 +129,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         "sessions",
         "Restart the idle clock by hand",
         {200: sessions.SessionInfo},
-        (*_LIVE, e.BodyTooLarge, e.MaxDurationReached, e.IdempotencyMismatch, e.StorageFull),
+        (*_LIVE, e.BodyTooLarge, e.MaxDurationReached, e.IdempotencyMismatch, *_KEPT),
         parameters=("Idempotency-Key",),
     ),
     ("POST", _ONE + "/heartbeat"): Operation(
@@ -136,14 +137,14 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         "sessions",
         "The user is there",
         {200: sessions.SessionInfo},
-        (*_LIVE, e.BodyTooLarge, e.StorageFull),
+        (*_LIVE, e.BodyTooLarge, *_KEPT),
     ),
     ("PATCH", _ONE + "/timeout"): Operation(
         "configureTimeout",
         "sessions",
         "Change the session's timeouts; what is not named keeps its value",
         {200: sessions.SessionInfo},
-        (*_LIVE, *_BODY, e.ConfigChanged, e.StorageFull),
+        (*_LIVE, *_BODY, e.ConfigChanged, *_KEPT),
         inputs.TimeoutInput,
         ("If-Match",),
     ),
@@ -168,7 +169,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         "tokens",
         "End every token of the session at once",
         {200: tokens.TokensRevoked},
-        (*_LIVE, e.BodyTooLarge, e.StorageFull),
+        (*_LIVE, e.BodyTooLarge, *_KEPT),
     ),
     ("GET", _ONE + "/turns/{turnId}"): Operation(
         "readTurn",
@@ -182,7 +183,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         "turns",
         "Stop a turn; one that has ended is left as it is",
         {200: messages.TurnInfo},
-        (*_LIVE, e.BodyTooLarge, e.TurnNotFound, e.StorageFull),
+        (*_LIVE, e.BodyTooLarge, e.TurnNotFound, *_KEPT),
     ),
     ("GET", _ONE + "/events"): Operation(
         "followEvents",
@@ -200,7 +201,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         "agents",
         "Define an agent, or put another definition in the place of its own",
         {201: agents.AgentInfo, 200: agents.AgentInfo},
-        (*_STORED, *_BODY, e.StorageFull),
+        (*_STORED, *_BODY, *_KEPT),
         inputs.PutAgent,
     ),
     ("GET", _AGENT): Operation(
@@ -283,7 +284,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         "tokens",
         "End every token of every session: on the other replicas within seconds",
         {200: tokens.TokensRevoked},
-        (*_STORED, e.BodyTooLarge, e.StorageFull),
+        (*_STORED, e.BodyTooLarge, *_KEPT),
     ),
     ("GET", "/livez"): Operation("livez", "service", "The process runs", {200: service.Alive}, _ANY),
     ("GET", "/readyz"): Operation(
@@ -360,6 +361,17 @@ PARAMETERS: Final[dict[str, Json]] = {
         "A quoted String of RFC 8941, or bare; up to 255 printable ASCII characters.",
     ),
     "Prefer": _header("Prefer", {"type": "string"}, "`return=minimal` leaves the copies out of the reply."),
+    "traceparent": _header(
+        "traceparent",
+        {"type": "string"},
+        "Where the caller stands in a trace (W3C Trace Context). The turn that answers the message "
+        "belongs to it, and the agent is told. What is malformed counts as not sent.",
+    ),
+    "tracestate": _header(
+        "tracestate",
+        {"type": "string"},
+        "Goes with `traceparent`; one that is malformed or of more than 512 characters is dropped.",
+    ),
     "If-Match": _header(
         "If-Match",
         {"type": "string", "pattern": r'^(\*|[0-9]+|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'},

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -21,6 +21,7 @@ from sessions_api.api.auth import NOBODY
 from sessions_api.api.state import State
 from sessions_api.domain.access import Caller
 from sessions_api.domain.ids import SessionId, is_uuid
+from sessions_api.domain.traces import NO_TRACE, Trace, read_trace, trace_fields
 from sessions_api.errors import (
     BodyTooLarge,
     FieldError,
@@ -35,6 +36,7 @@ MAX_BODY_BYTES: Final = 256 * 1024
 MAX_QUERY_BYTES: Final = 8 * 1024
 MAX_QUERY_FIELDS: Final = 50
 MERGE_PATCH: Final = "application/merge-patch+json"
+TRACE_HEADERS: Final = (b"traceparent", b"tracestate")
 _JSON_TYPE: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)")
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
 _decode = msgspec.json.Decoder().decode
@@ -49,6 +51,16 @@ def request_id_of(sent: bytes | None) -> bytes:
     if sent is not None and _SANE_ID.fullmatch(sent):
         return sent
     return f"{_process}-{next(_made_ids):x}".encode()
+
+
+def trace_of(headers: Iterable[tuple[bytes, bytes]]) -> Trace:
+    """What ``traceparent`` and ``tracestate`` tell; the latter may be spread over several (RFC 9110, 5.3)."""
+    found: dict[bytes, list[bytes]] = {name: [] for name in TRACE_HEADERS}
+    for name, value in headers:
+        if name in found:
+            found[name].append(value)
+    parent, state = (b",".join(values).decode("latin-1") for values in found.values())
+    return read_trace(parent, state)
 
 
 class ClientGone(Exception):
@@ -126,6 +138,16 @@ class Request:
     def address(self) -> str:
         """Where it comes from, as limits count it."""
         return self.state.addresses.client(self.scope)
+
+    @property
+    def trace(self) -> Trace:
+        """Where it stands in a trace: as its caller says, or as ``api/traced.py`` does in its place."""
+        return trace_of(self.scope["headers"]) if b"traceparent" in self.headers else NO_TRACE
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What every log line about it says."""
+        return {"request_id": self.id.decode(), **trace_fields(self.trace)}
 
     @property
     def instance(self) -> str:

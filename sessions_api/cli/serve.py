@@ -2,6 +2,7 @@
 
 Everything else comes from the environment; docs/configuration.md lists it.
 With --workers N, N processes share the port, and a worker that dies is replaced.
+SIGHUP replaces them one by one.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--redis-url", help="redis://, rediss:// or unix:// (REDIS_URL)")
     parser.add_argument("--host", help="address to listen on (HOST, 127.0.0.1)")
     parser.add_argument("--port", help="port to listen on (PORT, 3000)")
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that share the port (1)"
-    )
+    parser.add_argument("--workers", metavar="N", help="processes that share the port (SESSIONS_WORKERS, 1)")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.workers < 1:
-        raise CommandError(f"--workers {args.workers}: at least 1", status=2)
-    chosen = {"REDIS_URL": args.redis_url, "HOST": args.host, "PORT": args.port}
+    chosen = {
+        "REDIS_URL": args.redis_url,
+        "HOST": args.host,
+        "PORT": args.port,
+        "SESSIONS_WORKERS": args.workers,
+    }
     environ = serving.environment(chosen)
     os.environ.update(environ)  # the workers read it again
     settings = Settings.from_env(environ)
@@ -47,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
     Redis.from_url(settings.redis_url)  # unusable: say so here, not in every worker
     with serving.bound(settings) as sockets:
         print(f"Sessions API at {serving.address_of(sockets[0])}", file=sys.stderr, flush=True)
-        if args.workers == 1:
+        if settings.sessions_workers == 1:
             return uvloop.run(serving.serve_here(settings, sockets, serving.Stop(), lambda: None))
-        return _serve_with_workers(settings, sockets, args.workers)
+        return _serve_with_workers(settings, sockets)
 
 
-def _serve_with_workers(settings: Settings, sockets: list[socket.socket], workers: int) -> int:
+def _serve_with_workers(settings: Settings, sockets: list[socket.socket]) -> int:
     """The workers' metrics meet in one folder: an own one, removed at the end, unless one was given."""
     given = os.environ.get(METRICS_DIR)
     folder = given or tempfile.mkdtemp(prefix="sessions-metrics-")
@@ -60,7 +62,7 @@ def _serve_with_workers(settings: Settings, sockets: list[socket.socket], worker
     try:
         for stale in Path(folder).glob("*.db"):  # an earlier run's counters would be added to ours
             stale.unlink()
-        return serving.run_many(settings, sockets, workers)
+        return serving.run_many(settings, sockets)
     except OSError as error:
         raise CommandError(f"{METRICS_DIR}={folder} is unusable: {error.strerror}") from error
     finally:

@@ -8,6 +8,7 @@ is why :func:`drain_on_signal` stands in front of uvicorn's own handlers.
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ from sessions_api.app import create_app
 from sessions_api.cli.connections import Connection
 from sessions_api.cli.errors import CommandError
 from sessions_api.cli.upgraded import Upgraded
+from sessions_api.embedded import ending_with
 from sessions_api.settings import Settings
 from sessions_api.telemetry import logs
 
@@ -163,12 +165,12 @@ async def serve_here(
     return 0
 
 
-def run_many(settings: Settings, sockets: list[socket.socket], workers: int) -> int:
-    """Serve in *workers* processes until a signal; a dead worker is replaced."""
+def run_many(settings: Settings, sockets: list[socket.socket]) -> int:
+    """Serve in ``SESSIONS_WORKERS`` processes until a signal; a dead worker is replaced."""
     raise_descriptor_limit()
     logs.configure(settings.log_level, settings.log_format)  # of this process; each worker does its own
     config = _config("sessions_api.cli.serving:app_of_worker", settings)
-    config.workers = workers
+    config.workers = settings.sessions_workers
     supervisor = uvicorn.supervisors.Multiprocess(config, sockets)
     for sock in sockets:
         sock.listen(config.backlog)
@@ -179,7 +181,14 @@ def run_many(settings: Settings, sockets: list[socket.socket], workers: int) -> 
 
 
 def app_of_worker() -> Starlette:
-    """The app in a worker process; its settings come through the environment."""
+    """The app in a worker process; its settings come through the environment.
+
+    It ends with its supervisor, in order, also with one that was killed: nobody else would stop it.
+    """
+    supervisor = multiprocessing.parent_process()  # not getppid: it may have ended already
+    end_with_it = ending_with(supervisor.pid or 0) if supervisor is not None else None
+    if end_with_it is not None:
+        end_with_it()
     return drain_on_signal(create_app(Settings.from_env(environment())))
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from sessions_api.domain.ids import MessageId, TurnId
 from sessions_api.domain.messages import LogEntry
+from sessions_api.domain.traces import NO_TRACE, Trace
 
 TurnState = Literal["queued", "running", "completed", "failed", "cancelled"]
 OPEN_STATES = frozenset({"queued", "running"})
@@ -51,6 +52,8 @@ class Turn(msgspec.Struct, frozen=True):
     """Who cancelled it: user, interrupt, delete, agent."""
     superseded_by: str = ""
     error: TurnError | None = None
+    traces: tuple[Trace, ...] = ()
+    """While it is open, of the requests that brought its messages: first the one it goes on with."""
 
     @property
     def is_open(self) -> bool:
@@ -99,3 +102,13 @@ class ClaimedTurn(msgspec.Struct, frozen=True):
     more: bool
     """Whether there is older history than was handed out."""
     now_ms: int
+
+    @property
+    def trace(self) -> Trace:
+        """What the agent goes on with; empty if the messages came without."""
+        return self.turn.traces[0] if self.turn.traces else NO_TRACE
+
+    def within(self, trace: Trace) -> ClaimedTurn:
+        """The same, with *trace* for the agent to go on with."""
+        turn = msgspec.structs.replace(self.turn, traces=(trace,))
+        return msgspec.structs.replace(self, turn=turn)

@@ -1,7 +1,8 @@
 """The keeper: makes what is due to a session happen, in the partitions this replica keeps.
 
-``leases.py`` decides which partitions those are, ``sweep.py`` is the promise
-that nothing is forgotten, ``hints.py`` makes it quick. What an alarm does, and
+``membership.py`` knows which replicas live, ``leases.py`` decides which partitions
+this one keeps, ``sweep.py`` is the promise that nothing is forgotten, ``hints.py``
+makes it quick. What an alarm does, and
 why ringing it twice is the same as once, stands in ``store/alarms.py``.
 """
 
@@ -13,8 +14,10 @@ from collections.abc import Awaitable, Callable
 from sessions_api.domain.ids import SessionId, partition_of_session
 from sessions_api.keeper.hints import Hints
 from sessions_api.keeper.leases import Leases
+from sessions_api.keeper.membership import Membership
 from sessions_api.keeper.sweep import Sweep
 from sessions_api.store import Store
+from sessions_api.store.replicas import Identity
 from sessions_api.telemetry.loops import cancelled, run_forever
 
 
@@ -26,13 +29,17 @@ class Keeper:
        keepers have them within a second. It may be called before ``start``.
     3. Killed instead, the others have them within 5 s.
 
-    With *is_keeping* off it keeps none, and only rings what requests met: each
-    replica needs that much (:meth:`ring_soon`).
+    With *is_keeping* off it keeps none, says that this replica lives, and only rings
+    what requests met: each replica needs that much (:meth:`ring_soon`). *identity* is
+    what the others are told of this one.
     """
 
-    def __init__(self, store: Store, *, replica_id: str, is_keeping: bool = True) -> None:
+    def __init__(
+        self, store: Store, *, replica_id: str, is_keeping: bool = True, identity: Identity | None = None
+    ) -> None:
         self._is_keeping = is_keeping
-        self._leases = Leases(store, replica_id=replica_id)
+        self.membership = Membership(store, identity or Identity(replica_id, keeps=is_keeping))
+        self._leases = Leases(store, replica_id=replica_id, membership=self.membership)
         self._sweep = Sweep(store, self._leases)
         self._hints = Hints(store, on_alarm=self._hinted)
         self._tasks: list[asyncio.Task[None]] = []
@@ -52,14 +59,17 @@ class Keeper:
             self._run("keeper-leases", self._leases.step)
             await self._hints.start()
             self._run("keeper-hints", self._hints.step)
+        else:
+            self._run("replica", self.membership.step)
 
     async def stop(self) -> None:
         tasks, self._tasks = self._tasks, []
         await cancelled(*tasks)
         if self._is_keeping and tasks:
             await self._hints.stop()
-            await self._leases.release()
             self._sweep.clear_gauges()
+        if tasks:
+            await self._leases.release()
 
     def _run(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_forever(step, loop=name), name=name))

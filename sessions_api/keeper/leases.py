@@ -4,7 +4,7 @@ Nobody assigns anything. A replica takes free partitions up to its share, the
 number of partitions over the number of replicas, rounded up; whoever has more
 gives some back when another replica appears. A dead replica's leases end by
 themselves, ``LEASE_MS`` after its last renewal, and are found free within
-``PERIOD_S``: less than 5 s after the death. Two replicas that believe to keep
+``membership.PERIOD_S``: less than 5 s after the death. Two replicas that believe to keep
 one partition at once (one of them stood still) do no harm: ringing an alarm
 twice is the same as once.
 """
@@ -19,32 +19,35 @@ import structlog
 
 from sessions_api.domain.ids import PARTITIONS
 from sessions_api.errors import StorageError
+from sessions_api.keeper.membership import Membership
 from sessions_api.store import Store
+from sessions_api.store.replicas import Identity
 from sessions_api.telemetry import metrics
 
 LEASE_MS: Final = 4_000
-PRESENCE_MS: Final = 3_000
-PERIOD_S: Final = 0.75
 
 log = structlog.get_logger(__name__)
 
 
 class Leases:
-    """The partitions kept by *replica_id*; :attr:`kept` changes in place."""
+    """The partitions kept by this replica; :attr:`kept` changes in place."""
 
-    def __init__(self, store: Store, *, replica_id: str) -> None:
+    def __init__(self, store: Store, *, replica_id: str, membership: Membership | None = None) -> None:
         self.kept: set[int] = set()
-        self.replicas = 1
-        """Keepers that live, this one included."""
+        self._membership = membership or Membership(store, Identity(replica_id))
         self._alarms = store.alarms
         self._replica_id = replica_id
         self._asked_for: set[int] = set()
         """Partitions whose taking is under way; Redis may have given them although no reply came yet."""
 
+    @property
+    def replicas(self) -> int:
+        """Keepers that live, this one included."""
+        return self._membership.keepers
+
     async def step(self) -> None:
         """Say that we live, renew what we keep, take or give back what fairness asks."""
-        alive = await self._alarms.presence(self._replica_id, PRESENCE_MS)
-        self.replicas = max(1, len(alive))
+        await self._membership.give_sign()
         before = len(self.kept)
         await self._renew()
         share = -(-PARTITIONS // self.replicas)
@@ -55,7 +58,7 @@ class Leases:
         if len(self.kept) != before:
             log.info("partitions_kept", kept=len(self.kept), replicas=self.replicas)
         metrics.KEPT_PARTITIONS.set(len(self.kept))
-        await asyncio.sleep(PERIOD_S * random.uniform(0.9, 1.0))  # noqa: S311  keeps replicas apart
+        await self._membership.pause()
 
     async def release(self) -> None:
         """Give everything back and say goodbye; with Redis away, the leases end by themselves."""
@@ -65,7 +68,7 @@ class Leases:
         try:
             await asyncio.gather(
                 *(self._alarms.yield_(partition, self._replica_id) for partition in kept),
-                self._alarms.presence(self._replica_id, 0),
+                self._membership.leave(),
             )
         except StorageError as error:
             log.warning("leases_left_behind", kept=len(kept), code=error.code)

@@ -12,7 +12,7 @@ from typing import Final, cast
 import msgspec
 
 from sessions_api.domain.agents import AgentState
-from sessions_api.domain.ids import SessionId, TurnId
+from sessions_api.domain.ids import SessionId
 from sessions_api.domain.messages import AnswerStatus, EntryKind, LogEntry, utf16_units
 from sessions_api.domain.sessions import Session
 from sessions_api.domain.turns import Draft
@@ -173,11 +173,11 @@ def _read_entry(event: Event, args: list[str], body: bytes) -> None:
     event.turn_id = "" if turn == "-" else turn
     event.status = "" if status == "-" else status
     kind = "message" if event.type == "message.created" else event.type
-    event.entry = LogEntry(
-        cursor=event.cursor,
+    event.entry = LogEntry.of(
+        event.cursor,
         prev=event.prev,
         kind=cast("EntryKind", kind),
-        turn_id=TurnId(event.turn_id) if event.turn_id else None,
+        turn_id=event.turn_id,
         status=cast("AnswerStatus", event.status) if event.status else None,
         body=body,
     )

@@ -1,4 +1,4 @@
-"""Fan-out: one pub/sub connection per process, one channel per followed session, a queue per follower.
+"""Fan-out: a pub/sub connection per primary, a channel per followed session, a queue per follower.
 
 Pub/sub is a hint with the event inside; the log and the session are the truth.
 The script that changes a session publishes the change, so the channel's order
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sessions_api.store import Store
+    from sessions_api.store.fleet import Shards
     from sessions_api.store.pubsub import Subscriber
 
 MAX_FOLLOWERS: Final = 10_000
@@ -106,8 +107,8 @@ class Hub:
         return self._tails.followers
 
     @property
-    def subscriber(self) -> Subscriber:
-        """The pub/sub connection: up or not, and its statistics."""
+    def subscriber(self) -> Subscriber | Shards:
+        """The pub/sub connection, or one to each primary: up or not, and its statistics."""
         return self._tails.subscriber
 
     def agent_changed(self, agent_id: AgentId, state: AgentState) -> None:

@@ -26,11 +26,11 @@ from sessions_api.domain.sessions import Session
 from sessions_api.errors import StorageError, StorageUnavailable
 from sessions_api.live import events
 from sessions_api.live.events import Event
-from sessions_api.store.pubsub import Subscriber
+from sessions_api.store.fleet import live_subscriber
 from sessions_api.telemetry import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sessions_api.store import Store
 
@@ -163,7 +163,7 @@ class Tails:
         self.state_of = state_of
         self.reads = asyncio.Semaphore(READS_AT_ONCE)
         """Bounds the pages read at once: after an outage everybody wants one."""
-        self.subscriber = Subscriber(
+        self.subscriber = live_subscriber(
             store.redis,
             on_message=self.on_message,
             on_resubscribed=self._on_resubscribed,
@@ -299,12 +299,14 @@ class Tails:
         self._ahead_ms = event.time_ms - time.monotonic() * 1000
         tail.offer(event)
 
-    def _on_resubscribed(self) -> None:
-        """Whatever was published meanwhile is lost: compare all positions now."""
+    def _on_resubscribed(self, channels: Iterable[bytes] | None) -> None:
+        """Whatever was published there meanwhile is lost (None: anywhere): compare those positions now."""
         metrics.RESUBSCRIPTIONS.inc()
         now_s = asyncio.get_running_loop().time()
-        for tail in self._tails.values():
-            self._look_at(tail, now_s)
+        for channel in tuple(self._tails) if channels is None else channels:
+            tail = self._tails.get(channel)
+            if tail is not None:
+                self._look_at(tail, now_s)
 
     # ------------------------------------------------------------ positions
 

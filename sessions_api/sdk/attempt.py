@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from sessions_api.sdk.draft import Draft, well_formed
 from sessions_api.sdk.link import Away, Link, Refused, turn_path
 from sessions_api.sdk.logs import say
+from sessions_api.sdk.spans import span_of
 from sessions_api.sdk.turn import Answer, Turn, TurnFailed
 
 Handler = Callable[[Turn], AsyncIterable[str] | Awaitable[str | Answer | None]]
@@ -122,7 +123,8 @@ class Attempt:
 
     async def _work(self, sending: asyncio.Task[None], extending: asyncio.Task[None]) -> Outcome:
         try:
-            answer = await self._handle()
+            with span_of(self.turn):
+                answer = await self._handle()
             self._draft.close()
             await sending
             if self._over.done():

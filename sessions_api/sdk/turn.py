@@ -98,6 +98,12 @@ class Turn:
         self.history = [Message.read(each) for each in body["history"]]
         """What was said before them, oldest first: as many as the agent's definition asks for."""
         self.has_older_history: bool = body.get("more", False)
+        self.traceparent: str | None = body.get("traceparent")
+        """Where the request with the message stands in a trace (W3C Trace Context), if it said so.
+
+        A program with OpenTelemetry need not care: its handler works in a span below.
+        """
+        self.tracestate: str | None = body.get("tracestate")
         self.metadata: dict[str, Any] = {}
         """Goes with the answer, which the app and every follower see."""
         self.attachments: list[dict[str, Any]] = []

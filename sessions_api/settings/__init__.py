@@ -7,5 +7,6 @@ nothing is clamped, and a misspelt name is refused with the nearest one. Only
 
 from sessions_api.settings.fields import Settings
 from sessions_api.settings.reader import IGNORED, VARIABLES, range_of
+from sessions_api.settings.shared import shared
 
-__all__ = ["IGNORED", "VARIABLES", "Settings", "range_of"]
+__all__ = ["IGNORED", "VARIABLES", "Settings", "range_of", "shared"]

@@ -42,7 +42,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: Annotated[str, Meta(min_length=1, max_length=255, description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 3000
     redis_url: Annotated[
-        str, Meta(description="redis://, rediss:// or unix://; `dev` brings its own server without it")
+        str,
+        Meta(
+            description="redis://, rediss://, unix://, redis+sentinel://… or redis+cluster://…; "
+            "`dev` brings its own server without it"
+        ),
+    ] = ""
+    redis_password_file: Annotated[
+        str, Meta(description="file with the password of the user in REDIS_URL")
     ] = ""
     sessions_data_dir: Annotated[
         str, Meta(min_length=1, description="folder of the embedded server's data")
@@ -73,6 +80,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(description="private networks that agents' endpoints may be in: `10.1.0.0/16,192.168.7.20`"),
     ] = ""
+    sessions_workers: Annotated[
+        int, Meta(ge=1, le=256, description="processes of `serve` that share the port")
+    ] = 1
     sessions_metrics_port: Annotated[
         int, Meta(ge=0, le=65535, description="port of /metrics alone; 0 leaves it on PORT")
     ] = 0
@@ -115,6 +125,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sessions_redis_deadline_ms: Annotated[
         int, Meta(ge=100, le=60_000, description="how long a request waits for Redis, through repeats")
     ] = 2500
+    sessions_durability: Annotated[
+        Literal["primary", "replicated"],
+        Meta(description="who must have a write before it is answered: Redis's primary, or replicas too"),
+    ] = "primary"
+    sessions_redis_replicas: Annotated[
+        int, Meta(ge=1, le=10, description="how many replicas, with SESSIONS_DURABILITY=replicated")
+    ] = 1
     sessions_max_followers: Annotated[
         int, Meta(ge=1, le=1_000_000, description="live connections of one process")
     ] = 10_000
@@ -158,6 +175,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Read from SESSIONS_AGENTS_FILE; with ``sessions_dev`` also Echo."""
     ignored: tuple[str, ...] = ()
     """Variables that are set and change nothing here; the start warns of them."""
+    trace_exporters: tuple[str, ...] = ()
+    """Read from OpenTelemetry's own variables; none: nothing is traced."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
@@ -205,6 +224,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def outgoing_allow(self) -> tuple[Network, ...]:
         """Private networks that requests to agents may go to; in `dev` this machine is one."""
         return (*networks_of(self.sessions_outgoing_allow), *(_LOOPBACK if self.is_dev else ()))
+
+    @property
+    def awaited_replicas(self) -> int:
+        """Of Redis's own; 0: its primary's answer is enough."""
+        return self.sessions_redis_replicas if self.sessions_durability == "replicated" else 0
 
     @property
     def runs_keeper(self) -> bool:

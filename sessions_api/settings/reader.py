@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +19,7 @@ from sessions_api.domain.agents import ECHO_ID, AgentDefinition
 from sessions_api.domain.limits import FORM, parse_limit
 from sessions_api.errors import SettingsError
 from sessions_api.settings.fields import Settings, Switch, networks_of, words_of
+from sessions_api.telemetry.tracing import exporters_of
 from sessions_api.wire.definitions import DefinitionReader
 from sessions_api.wire.timeouts import plain
 
@@ -44,7 +46,9 @@ _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+", re.ASCII)
 _USUAL_PORT: Final = re.compile(r"http://.*:80|https://.*:443")
 """What no browser writes, so that it would never be met."""
 VARIABLES: Final = tuple(
-    name.upper() for name in Settings.__struct_fields__ if name not in {"agents", "ignored"}
+    name.upper()
+    for name in Settings.__struct_fields__
+    if name not in {"agents", "ignored", "trace_exporters"}
 )
 """Every variable there is; docs/configuration.md lists the same."""
 _HINTS: Final = get_type_hints(Settings, include_extras=True)
@@ -90,11 +94,17 @@ class Reader:
         values = {name: self._value(name) for name in VARIABLES}
         chosen = {name.lower(): value for name, value in values.items() if value is not None}
         settings = Settings(**chosen)
+        if settings.redis_password_file:
+            settings = msgspec.structs.replace(settings, redis_url=self._url_with_password(settings))
         self._check_across(settings)
         agents = self._agents(settings)
+        exporters, problems = exporters_of(self._environ)
+        self._problems += problems
         if self._problems:
             raise SettingsError(self._problems)
-        return msgspec.structs.replace(settings, agents=tuple(agents), ignored=tuple(self._ignored))
+        return msgspec.structs.replace(
+            settings, agents=tuple(agents), ignored=tuple(self._ignored), trace_exporters=exporters
+        )
 
     def _refuse_misspelt(self) -> None:
         for name in sorted(self._environ):
@@ -131,6 +141,27 @@ class Reader:
         if not low <= value <= meta.le:  # type: ignore[operator]
             raise ValueError(raw)
         return value
+
+    def _url_with_password(self, settings: Settings) -> str:
+        """REDIS_URL, of whatever topology, with the password that stands in a file."""
+        path, url = settings.redis_password_file, settings.redis_url
+        scheme, there, rest = url.partition("://")
+        authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+        userinfo, _, hosts = authority.rpartition("@")
+        if not there or ":" in userinfo:
+            fault = "names no server" if not there else "has a password already"
+            self._problems.append(f"REDIS_PASSWORD_FILE={path} is set, and REDIS_URL {fault}")
+            return url
+        try:
+            password = Path(path).read_text("utf-8").strip("\r\n")
+        except (OSError, ValueError) as error:  # the latter: not UTF-8
+            self._problems.append(
+                f"REDIS_PASSWORD_FILE={path}: cannot be read: {getattr(error, 'strerror', 'no text')}"
+            )
+            return url
+        if not password:
+            self._problems.append(f"REDIS_PASSWORD_FILE={path} is empty")
+        return f"{scheme}://{userinfo}:{quote(password, safe='')}@{hosts}{tail}"
 
     def _check_across(self, settings: Settings) -> None:
         """MIN ≤ DEFAULT ≤ MAX, and an address that may be listened on without keys."""

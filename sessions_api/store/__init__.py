@@ -1,7 +1,7 @@
 """State in Redis: the only floor that speaks to it.
 
 Start at ``keys.py`` (every key), then ``scripts.py`` and ``lua/`` (every
-transition), then the stores: sessions, listing, log, turns, alarms, agents, attendance,
+transition), then the stores: sessions, listing, log, turns, alarms, replicas, agents, attendance,
 signing keys, uses of access keys, limits.
 """
 
@@ -19,6 +19,7 @@ from sessions_api.store.limits import Limits, WithoutRedis
 from sessions_api.store.listing import Listing
 from sessions_api.store.log import Log
 from sessions_api.store.ready import Ready
+from sessions_api.store.replicas import Replicas
 from sessions_api.store.scripts import Scripts
 from sessions_api.store.sessions import Sessions
 from sessions_api.store.signing import SigningKeys
@@ -40,6 +41,7 @@ class Store:
         self.ready = Ready(self.scripts)
         self.turns = Turns(self.scripts, self.ready)
         self.alarms = Alarms(self.scripts)
+        self.replicas = Replicas(self.scripts)
         self.agents = Agents(self.scripts)
         self.attendance = Attendance(self.scripts, self.ready)
         self.signing = SigningKeys(redis, keyspace)

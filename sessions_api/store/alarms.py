@@ -20,7 +20,8 @@ every script compares that instant with Redis's clock.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Literal
+import re
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -36,7 +37,6 @@ ALARM = load("alarm")
 DUE = load("due")
 POSTPONE = load("postpone")
 KEEP = load("keep")
-PRESENCE = load("presence")
 PRUNE = load("prune")
 
 
@@ -112,13 +112,6 @@ class Alarms:
         """Give the lease of a partition back, if *replica* has it."""
         await self._scripts.redis.script(KEEP, [self._of(partition).keeper], (replica, 0))
 
-    async def presence(self, replica: str, ttl_ms: int) -> list[str]:
-        """This replica lives for *ttl_ms* more (0: it says goodbye); the replicas that live."""
-        key = self._scripts.keyspace.replicas
-        return [
-            name.decode() for name in await self._scripts.redis.script(PRESENCE, [key], (replica, ttl_ms))
-        ]
-
     async def prune(self, partition: int, index: str, after: bytes = b"", limit: int = 500) -> bytes | None:
         """Drop members of *index* whose session is gone: one batch; the position to go on from, or None.
 
@@ -155,5 +148,35 @@ class Alarms:
         )
         return PartitionGauges(*counts)
 
+    async def fullness(self) -> float:
+        """Memory used over ``maxmemory``, of the fullest primary; 0 where none has a limit, or tells."""
+        redis = self._scripts.redis
+        asked = (redis.command(b"INFO", b"memory", safe=True, at=link) for link in redis.topology.primaries)
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        return max((_fullness(text) for text in told if isinstance(text, bytes)), default=0.0)
+
+    async def script_time(self) -> tuple[int, int]:
+        """How many scripts the primaries have run since they started, and for how many microseconds.
+
+        (0, 0) where none tells. Anybody's scripts, by Redis's own clock.
+        """
+        redis = self._scripts.redis
+        asked = (
+            redis.command(b"INFO", b"commandstats", safe=True, at=link) for link in redis.topology.primaries
+        )
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        stats = [_SCRIPT_TIME.search(text) for text in told if isinstance(text, bytes)]
+        calls, micros = zip((0, 0), *((int(each[1]), int(each[2])) for each in stats if each), strict=True)
+        return sum(calls), sum(micros)
+
     def _of(self, partition: int) -> PartitionKeys:
         return self._scripts.keyspace.partition(partition)
+
+
+_SCRIPT_TIME: Final = re.compile(rb"cmdstat_evalsha:calls=(\d+),usec=(\d+)")
+
+
+def _fullness(info: bytes) -> float:
+    lines = dict(line.partition(b":")[::2] for line in info.split(b"\r\n"))
+    used, limit = int(lines.get(b"used_memory", 0)), int(lines.get(b"maxmemory", 0))
+    return used / limit if limit else 0.0

@@ -19,13 +19,17 @@ key                       type    holds                                         
 ``agents:{t}``            zset    ``<app>:<aid>:<listedMs>:<sid>``                   standing
 ``near:{t}``              zset    sid → deadline, of sessions that were warned        standing
 ``keeper:{t}``            string  the replica that keeps the partition                lease, 4 s
-``replicas``              zset    replica → last sign of life                         standing
+``replicas``              zset    keeper → until when it lives                        standing
+``told:{replicas}``       hash    replica → until when it lives, what it says of itself standing
+``settings:{replicas}``   hash    digest → settings of replicas that live             standing
 ``definitions``           hash    agent id → definition; ``version`` counts changes   standing
 ``states:{agents}``       hash    agent id → state, since; ``version`` counts changes standing
 ``presence:{agents}``     zset    agent id → when its workers are looked at again     standing
 ``workers:{agents}:<aid>`` hash   worker, replica → present until, free, capacity     the last presence
 ``signing``               hash    key id → created, secret: signs session tokens      standing
 ``key-uses``              hash    access key id → when it was used last               standing
+``commit:{t}``            string  nothing: what is written with the last write, to wait 1 h
+                                  until replicas have it (``replicated.py``)
 ``meta``                  hash    schema version and number of partitions             standing
 ========================  ======  ==================================================  =====================
 
@@ -37,7 +41,9 @@ without one are the standing ones, and :func:`is_standing` is their list.
 
 Channels: ``live:{t}:<sid>`` (what happens to a session), ``wake:{<aid>}`` (one
 word, a session: the agent has work there; two words, a session and a turn: it
-ended by another hand than its worker's). They are no keys, but carry tags.
+ended by another hand than its worker's). They are no keys, but carry tags. On a
+cluster the first are sharded channels, heard at the slot's primary (``fleet.py``);
+the second lie in other slots than what publishes them, and stay classic.
 """
 
 from __future__ import annotations
@@ -64,7 +70,7 @@ if len(TAGS) != PARTITIONS:
 
 _STANDING = (
     "due", "ready", "running", "users", "agents", "near",
-    "replicas", "definitions", "meta", "states", "presence", "signing", "key-uses",
+    "replicas", "told", "settings", "definitions", "meta", "states", "presence", "signing", "key-uses",
 )  # fmt: skip
 
 
@@ -81,13 +87,18 @@ class Keyspace:
         "prefix",
         "presence",
         "replicas",
+        "settings",
         "signing",
         "states",
+        "told",
     )
 
     def __init__(self, prefix: str = "sa:") -> None:
         self.prefix = prefix
         self.replicas = f"{prefix}replicas".encode()
+        # In the slot of that one: a tag in braces counts for the whole key.
+        self.told = f"{prefix}told:{{{prefix}replicas}}".encode()
+        self.settings = f"{prefix}settings:{{{prefix}replicas}}".encode()
         self.definitions = f"{prefix}definitions".encode()
         self.meta = f"{prefix}meta".encode()
         self.signing = f"{prefix}signing".encode()

@@ -37,10 +37,13 @@ pack: Callable[[tuple[Arg, ...]], bytes] = hiredis.pack_command  # type: ignore[
 # itself blocked for a second has looked once, and had no chance to read the replies.
 LOOKS: Final = 4
 INCOMPLETE: Final = object()
+ASKING_LANE: Final = ":asking"
 
 # Redis 6.2 wraps what a command inside a script answered: "ERR Error running script
 # (call to f_…): @user_script:1: @user_script: 1: -OOM command not allowed …".
 _INNER_WORD: Final = re.compile(r": -?([A-Z]{3,}) ")
+# How Valkey 9, and Redis 6.2 and 7.0, say NOPERM of a command inside a script.
+_MAY_NOT: Final = re.compile(r"ACL failure in script|The user executing the script can't run this command")
 
 
 class ServerError(Exception):
@@ -50,6 +53,8 @@ class ServerError(Exception):
     def word(self) -> str:
         """The word that names the error, also where a script wraps it: ``OOM``, ``NOSCRIPT``…"""
         message = str(self)
+        if message.startswith("ERR ") and _MAY_NOT.search(message):
+            return "NOPERM"
         if message.startswith("ERR Error running script"):
             inner = _INNER_WORD.search(message)
             if inner is not None:
@@ -194,6 +199,24 @@ class Line(Wire):
             self._queue(packed, future, lane)
         else:
             self._lanes.wait(lane, packed, future)
+        return future
+
+    def send_asking(self, command: tuple[Arg, ...]) -> asyncio.Future[Any]:
+        """As :meth:`send`, to the server of a cluster that is just taking the slot over.
+
+        ``ASKING`` holds for the next command of the line, whosever that is: so the
+        two enter it together, past the lanes.
+        """
+        packed = pack(command)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self.reason:
+            future.set_exception(LineLost(self.reason, sent=False))
+            return future
+        asking: asyncio.Future[Any] = self._loop.create_future()
+        asking.add_done_callback(lambda done: done.cancelled() or done.exception())  # the command's own tells
+        self._lanes.on_line[ASKING_LANE] = self._lanes.on_line.get(ASKING_LANE, 0) + 2
+        self._queue(pack((b"ASKING",)), asking, ASKING_LANE)
+        self._queue(packed, future, ASKING_LANE)
         return future
 
     def _queue(self, packed: bytes, future: asyncio.Future[Any], lane: str) -> None:

@@ -158,6 +158,7 @@ class Log:
             on_busy or b"",
             once.fingerprint if once else b"",
             int(is_agent_away),
+            message.trace,
             *limit_args,
             once=once.digest if once else message.message_id,
             more_keys=limit_keys,

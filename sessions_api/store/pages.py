@@ -51,7 +51,7 @@ async def read_messages(
         page = await redis.command(*span, b"COUNT", count, safe=True)
         for raw in page:
             entry = entry_of(raw)
-            if entry.kind != "message":
+            if entry.what != b"message":
                 continue
             size_bytes += len(entry.body)
             if len(found) == limit or size_bytes > max_bytes:

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from sessions_api.domain.ids import TurnId
 from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.turns import Draft, Turn
 from sessions_api.errors import StorageFault
 
+_entry = LogEntry._make
 _decode_turn = msgspec.json.Decoder(Turn, strict=False).decode
 
 
@@ -22,18 +22,11 @@ def turn_of(record: bytes) -> Turn:
 def entry_of(entry: list[Any]) -> LogEntry:
     """A log entry from the reply of XRANGE."""
     stream_id, fields = entry
-    match fields:
-        case [b"kind", kind, b"prev", prev, b"turn", turn, b"status", status, b"body", body]:
-            return LogEntry(
-                cursor=int(stream_id[:-2]),
-                prev=int(prev),
-                kind=kind.decode(),
-                turn_id=TurnId(turn.decode()) if turn else None,
-                status=status.decode() or None,
-                body=body,
-            )
-        case _:
-            raise StorageFault(f"a log entry has the fields {fields[::2]!r}")
+    try:
+        _, kind, _, prev, _, turn, _, status, _, body = fields  # as write() of lua/lib/turns.lua has them
+    except ValueError:
+        raise StorageFault(f"a log entry has the fields {fields[::2]!r}") from None
+    return _entry((stream_id[:-2], prev, kind, turn, status, body))
 
 
 def draft_of(record: bytes, text: bytes) -> Draft:

@@ -47,6 +47,10 @@ FIELDS: Final = TEXTS + NUMBERS
 """The fields of ``session:{t}:<sid>``, in the order scripts reply them."""
 
 
+_TELL: Final = "redis.call('PUBLISH', live, message)"
+_TELL_SHARD: Final = f"if type(redis.pcall('SPUBLISH', live, message)) == 'table' then {_TELL} end"
+"""On a cluster: past its bus, to those who subscribed at this server (``fleet.py``). Redis 6.2 cannot."""
+
 _FUNCTION: Final = re.compile(r"^local function (\w+)\(.*(?: end|\n(?:(?!end$).*\n)*end)$", re.MULTILINE)
 
 
@@ -59,7 +63,8 @@ def load(name: str) -> Script:
         return Script(name, text)
     parts = "\n".join((folder / "lib" / f"{part}.lua").read_text() for part in needs[1].split())
     session = [_field_access()] if "session" in needs[1].split() else []
-    return Script(name, "\n".join([*session, _used(parts, by=text), text]))
+    whole = "\n".join([*session, _used(parts, by=text), text])
+    return Script(name, whole, on_cluster=whole.replace(_TELL, _TELL_SHARD))
 
 
 def _used(parts: str, *, by: str) -> str:

@@ -74,6 +74,13 @@ class Counter:
             child = self._children[values] = Count()
         return child
 
+    def begin(self, *values: str) -> None:
+        """Export the counter of these label values at 0, before there is anything to count.
+
+        Prometheus sees an increase between two samples: of what begins with 1 it never sees the 1.
+        """
+        self._metric.labels(*values)
+
     def inc(self, amount: float = 1) -> None:
         """Count on, where there are no labels."""
         self._children[()].pending += amount

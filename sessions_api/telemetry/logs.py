@@ -18,7 +18,7 @@ from structlog.types import EventDict, Processor, WrappedLogger
 
 Format = Literal["auto", "json", "console"]
 # Servers and clients whose chatter repeats what we log ourselves.
-_QUIET: Final = ("httpx2", "httpcore2", "websockets", "asyncio")
+_QUIET: Final = ("httpx2", "httpcore2", "urllib3", "websockets", "asyncio")
 
 
 def configure(level: str = "info", format_: Format = "auto") -> None:

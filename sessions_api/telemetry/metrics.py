@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from sessions_api.errors import BacklogFull, LimitReached, RateLimited
+from sessions_api.errors import BacklogFull, LimitReached, RateLimited, SessionsError
 from sessions_api.telemetry.instruments import (
     Counter,
     Histogram,
@@ -39,6 +39,7 @@ REQUEST_SECONDS = Histogram(
     "sessions_request_seconds", "Time to the end of an HTTP reply.", "route", "method", buckets=REQUEST_S
 )
 LIMITED = Counter("sessions_limited_total", "Requests and frames that a limit refused.", "policy")
+ERRORS = Counter("sessions_errors_total", "Requests and frames answered with an error.", "code")
 
 # Sessions and their time
 CREATED = Counter("sessions_created_total", "Sessions created.", "agent")
@@ -91,9 +92,29 @@ REDIS_SCRIPTS = Counter("sessions_redis_scripts_total", "Scripts called.", "scri
 REDIS_CONNECTS = Counter("sessions_redis_connects_total", "Connections that came up.", "line")
 REDIS_ERRORS = Counter("sessions_redis_errors_total", "What went wrong on the way to Redis.", "line", "kind")
 REDIS_CIRCUIT = gauge("sessions_redis_circuit_open", "1 while calls to Redis are refused at once.")
+REDIS_MEMORY = gauge(
+    "sessions_redis_memory_used_ratio", "Memory used over maxmemory, of the fullest server.", mode="livemax"
+)
+
+# The replicas
+REPLICAS = gauge("sessions_replicas", "Replicas that live, as this one sees them.", mode="livemax")
+REPLICAS_DIFFERING = gauge(
+    "sessions_replicas_differing", "Replicas that are not as this one is.", "what", mode="livemax"
+)
 
 # The process
 LOOP_FAILURES = Counter("sessions_loop_failures_total", "Failures that a background loop got over.", "loop")
+
+# What an alert waits for the first of.
+for _code in ("INTERNAL_ERROR", "STORAGE_UNAVAILABLE", "STORAGE_FULL", "OVERLOADED", "AGENT_UNAVAILABLE"):
+    ERRORS.begin(_code)
+for _policy in ("backlog", "followers"):
+    LIMITED.begin(_policy)
+RESUMES.begin("rewound")
+
+REPLICAS_DIFFER_IN = ("version", "settings")
+for _what in REPLICAS_DIFFER_IN:
+    REPLICAS_DIFFERING.labels(_what).set(0)
 
 agent = busiest("agent", limit=100).of
 """The label of an agent: its id if it is among the 100 busiest, else ``other``."""
@@ -106,7 +127,8 @@ def count_alarm(trigger: str, outcome: str, lag_ms: int) -> None:
 
 
 def count_refusal(error: BaseException) -> None:
-    """Count what a limit refused; any other error is none of this."""
+    """Count an error that is an answer, by its code; what a limit refused, by its policy as well."""
+    ERRORS.of(error.code if isinstance(error, SessionsError) else SessionsError.code).inc()
     if isinstance(error, (BacklogFull, LimitReached, RateLimited)):
         LIMITED.of(error.policy).inc()
 
@@ -148,11 +170,15 @@ def follow_redis(
         metric.of(*labels).inc(now - seen.get(key, 0))
         seen[key] = now
 
+    kinds = ("failed_connects", "losses", "dirty", "timeouts", "repeats")
+    for kind in kinds:
+        REDIS_ERRORS.begin(line, kind)
+
     def fetch() -> None:
         rise(REDIS_ROUND_TRIPS, stats.round_trips, line)
         rise(REDIS_COMMANDS, stats.commands, line)
         rise(REDIS_CONNECTS, stats.connects, line)
-        for kind in ("failed_connects", "losses", "dirty", "timeouts", "repeats"):
+        for kind in kinds:
             rise(REDIS_ERRORS, getattr(stats, kind), line, kind)
         for script, calls in stats.scripts.items():
             rise(REDIS_SCRIPTS, calls, script)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from sessions_api.domain.messages import LogEntry
+from sessions_api.domain.traces import traceparent_of, tracestate_of
 from sessions_api.domain.turns import ClaimedTurn
 from sessions_api.wire.answers import TOKENS
 from sessions_api.wire.inputs import Attachment, Metadata
@@ -56,6 +57,9 @@ class Claimed(msgspec.Struct, rename="camel"):
     """What was said before them."""
     more: bool
     """Whether there is older history than that."""
+    traceparent: str | UnsetType = UNSET
+    """Of the request that brought the message (W3C Trace Context), if it had one."""
+    tracestate: str | UnsetType = UNSET
 
 
 class Written(msgspec.Struct):
@@ -156,9 +160,13 @@ class FailInput(msgspec.Struct, rename="camel"):
 
 
 def claimed_json(claimed: ClaimedTurn, *, is_held: bool = True) -> bytes:
-    """The JSON of :class:`Claimed`; of a turn that its reader does not hold, without fence and lease."""
+    """The JSON of :class:`Claimed`; of a turn that its reader does not hold, without fence, lease, trace."""
     turn = claimed.turn
     held = {"fence": turn.fence, "leaseUntil": iso(turn.lease_ms)} if is_held else {}
+    if is_held and claimed.trace:  # who is asked by HTTP has them as headers
+        held["traceparent"] = traceparent_of(claimed.trace)
+        if state := tracestate_of(claimed.trace):
+            held["tracestate"] = state
     front = _encode(
         {
             "turnId": turn.turn_id,

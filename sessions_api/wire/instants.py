@@ -23,6 +23,18 @@ def iso(ms: int) -> str:
     return f"{_second(second)}.{rest:03d}Z"
 
 
+@lru_cache(maxsize=8192)
+def _second_of(digits: bytes) -> bytes:
+    return _second(int(digits)).encode()
+
+
+def iso_of(digits: bytes) -> bytes:
+    """As :func:`iso`, from a cursor's digits and in bytes."""
+    if len(digits) <= 3:
+        return iso(int(digits)).encode()
+    return b"%b.%bZ" % (_second_of(digits[:-3]), digits[-3:])
+
+
 def iso_now() -> str:
     """This machine's own time: for what is stamped and never compared (errors, health)."""
     return iso(time.time_ns() // 1_000_000)

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.turns import Answer, Turn, TurnState
-from sessions_api.wire.instants import iso
+from sessions_api.wire.instants import iso, iso_of
 
 Role = Literal["user", "agent", "system"]
 
@@ -212,16 +212,21 @@ def read_message(entry: LogEntry) -> Message:
 
 def entry_data(entry: LogEntry) -> bytes:
     """The JSON of an entry: a Message, or the data of ``turn.failed`` or ``turn.cancelled``."""
-    if entry.kind == "message":
-        front = f'{{"cursor":{entry.cursor},"createdAt":"{iso(entry.cursor)}"'
-        if entry.turn_id:
-            front += f',"turnId":"{entry.turn_id}"'
-        if entry.status:
-            front += f',"status":"{entry.status}"'
+    position, _, kind, turn, status, body = entry
+    parts: tuple[bytes, ...]
+    if kind != b"message":
+        parts = (b'{"turnId":"', turn, b'"')
+    elif status:
+        instant = iso_of(position)
+        parts = (
+            b'{"cursor":', position, b',"createdAt":"', instant,
+            b'","turnId":"', turn, b'","status":"', status, b'"',
+        )  # fmt: skip
+    elif turn:
+        parts = (b'{"cursor":', position, b',"createdAt":"', iso_of(position), b'","turnId":"', turn, b'"')
     else:
-        front = f'{{"turnId":"{entry.turn_id}"'
-    rest = entry.body[1:]
-    return front.encode() + (b"," if rest[:1] != b"}" else b"") + rest
+        parts = (b'{"cursor":', position, b',"createdAt":"', iso_of(position), b'"')
+    return b"".join((*parts, b"}" if body == b"{}" else b"," + body[1:]))
 
 
 def history_json(entries: list[LogEntry], *, has_more: bool) -> bytes:
@@ -229,6 +234,6 @@ def history_json(entries: list[LogEntry], *, has_more: bool) -> bytes:
     parts = [b'{"messages":[', b",".join([entry_data(entry) for entry in entries])]
     parts.append(b'],"hasMore":true' if has_more else b'],"hasMore":false')
     if entries:
-        parts.append(f',"cursors":{{"before":{entries[-1].cursor},"after":{entries[0].cursor}}}'.encode())
+        parts.append(b',"cursors":{"before":%b,"after":%b}' % (entries[-1].position, entries[0].position))
     parts.append(b"}")
     return b"".join(parts)

@@ -305,6 +305,12 @@ TABLE: Final[dict[type[e.SessionsError], Row]] = {
         lambda _: "The storage cannot be reached now; try again",
         headers=_retry_after,
     ),
+    e.NotReplicated: Row(
+        503,
+        "Not replicated",
+        lambda _: "This is done, but not yet safe from the loss of a server; repeat it under the same key",
+        headers=_retry_after,
+    ),
     e.StorageFull: Row(
         503,
         "Storage full",

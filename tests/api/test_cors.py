@@ -39,7 +39,7 @@ READABLE = {
 }  # fmt: skip
 SENT = {
     "authorization", "x-api-key", "content-type", "idempotency-key", "if-match", "last-event-id", "prefer",
-    "x-request-id",
+    "x-request-id", "traceparent", "tracestate",
 }  # fmt: skip
 LINE, KEY = mint("shop", ["admin"])
 

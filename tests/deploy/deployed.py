@@ -74,7 +74,7 @@ class DeployedRedis:
         with (self._folder / "server.log").open("ab") as log:
             self._process = _LAUNCHER.submit(
                 subprocess.Popen,
-                [str(start), "--port", str(self.port), "--bind", "127.0.0.1"],
+                [str(start), "--port", str(self.port), "--bind", "127.0.0.1", "--maxmemory", "1gb"],
                 cwd=self._folder / "data",
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""docker-compose.yml is valid, starts what we have, and gives each container no more than it needs."""
+"""docker-compose.yml and its variants: valid, of what we have, and no container with more than it needs."""
 
 from __future__ import annotations
 
@@ -11,71 +11,142 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+import yaml
 
 from sessions_api.access import keyring
 from sessions_api.domain.ids import AppName
 from sessions_api.settings import VARIABLES, Settings
 from sessions_api.store.keys import Keyspace
-from tests.deploy.compose import compose, health_command, image, image_environment, services
+from tests.deploy.compose import VARIANTS, compose, health_command, image, image_environment, services
 from tests.deploy.container import Container, image_of_the_service, why_not
 from tests.deploy.deployed import CHECKOUT, DEPLOY
 from tests.support.client import BASE, eventually, some_id
 from tests.support.servers import binaries, free_port
 
 PASSWORD = "5f4dcc3b5aa765d61d8327deb882cf99"
-each_service = pytest.mark.parametrize("name", sorted(services()))
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=[name or "one-redis" for name in VARIANTS])
+each_service = pytest.mark.parametrize(
+    "service",
+    [
+        pytest.param(service, id=f"{variant or 'one-redis'}-{name}")
+        for variant in VARIANTS
+        for name, service in sorted(services(variant).items())
+        if not variant or service != services().get(name)
+    ],
+)
+
+
+def apis(variant: str = "") -> list[dict[str, Any]]:
+    found = [service for name, service in services(variant).items() if name.startswith("api-")]
+    assert len(found) == 3
+    return found
+
+
+def of_the_store(variant: str) -> dict[str, dict[str, Any]]:
+    """The containers that run a server of Redis, a sentinel, or set them up."""
+    return {name: each for name, each in services(variant).items() if each["image"].startswith("valkey/")}
 
 
 class TestTheFile:
-    def test_is_valid(self) -> None:
+    @each_variant
+    def test_is_valid(self, variant: str, tmp_path: Path) -> None:
         """By the JSON schema of the compose specification."""
+        file = CHECKOUT / "docker-compose.yml"
+        if variant:  # as it is once it is laid over the other
+            file = tmp_path / "docker-compose.yml"
+            file.write_text(yaml.safe_dump(compose(variant)))
         checking = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
 
-        checked = subprocess.run(
-            [*checking, CHECKOUT / "docker-compose.yml"], capture_output=True, text=True, check=False
-        )
+        checked = subprocess.run([*checking, file], capture_output=True, text=True, check=False)
 
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
-    def test_names_only_real_settings(self) -> None:
+    @each_variant
+    def test_names_only_real_settings(self, variant: str) -> None:
         """Each variable that our image is given is one of the service's, or Python's own."""
-        given = services()["api"]["environment"].keys() | image_environment().keys()
-        assert given <= {*VARIABLES, "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+        for api in apis(variant):
+            given = api["environment"].keys() | image_environment().keys()
+            assert given <= {*VARIABLES, "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
 
-        in_address = re.findall(r"\b([A-Z][A-Z_]+)=", services()["api"]["entrypoint"][2])
-        assert set(in_address) == {"REDIS_URL"}
+    @each_variant
+    def test_has_replicas_that_are_the_same(self, variant: str) -> None:
+        first, *others = ({**api, "build": None} for api in apis(variant))
 
-    def test_mounts_what_is_here(self) -> None:
-        sources = [volume.split(":")[0] for each in services().values() for volume in each.get("volumes", ())]
+        assert others == [first, first]
 
-        for source in sources:
-            assert source in compose()["volumes"] or (CHECKOUT / source).exists(), source
+    @each_variant
+    def test_leads_to_what_is_there(self, variant: str) -> None:
+        """Names of containers in addresses, and what waits for what, are containers of the same file."""
+        there = services(variant).keys()
+        [url] = {api["environment"]["REDIS_URL"] for api in apis(variant)}
+        hosts = re.findall(r"([a-z0-9-]+):(?:26379|6379)", url)
 
-    def test_holds_no_secret(self) -> None:
+        assert hosts
+        assert set(hosts) <= there
+        assert not urlsplit(url).password
+        for each in services(variant).values():
+            assert set(each.get("depends_on", ())) <= there
+            assert set(each["networks"]) <= compose(variant)["networks"].keys()
+
+    def test_believes_the_balancer_and_nobody_further(self) -> None:
+        """The proxies that the service trusts are the networks in which the balancer is."""
+        [trusted] = {api["environment"]["SESSIONS_TRUSTED_PROXIES"] for api in apis()}
+        networks = compose()["networks"]
+        balancers = [
+            networks[name]["ipam"]["config"][0]["subnet"] for name in services()["balancer"]["networks"]
+        ]
+
+        assert trusted.split(",") == balancers
+
+    @each_variant
+    def test_mounts_what_is_here(self, variant: str) -> None:
+        volumes = [each for service in services(variant).values() for each in service.get("volumes", ())]
+
+        for volume in volumes:
+            source = volume.split(":")[0]
+            assert source in compose(variant)["volumes"] or (CHECKOUT / source).exists(), source
+
+    @each_variant
+    def test_holds_no_secret(self, variant: str) -> None:
         """They are files that git does not take and no image is built with."""
-        files = [Path(secret["file"]) for secret in compose()["secrets"].values()]
+        files = [Path(secret["file"]) for secret in compose(variant)["secrets"].values()]
         assert {path.parent for path in files} == {Path("deploy/secrets")}
         assert "/secrets/" in (DEPLOY / ".gitignore").read_text().splitlines()
 
-        used = [secret for each in services().values() for secret in each["secrets"]]
-        assert set(used) == compose()["secrets"].keys()
+        used = [secret for each in services(variant).values() for secret in each.get("secrets", ())]
+        assert set(used) == compose(variant)["secrets"].keys()
 
     def test_grants_the_time_that_the_service_takes_to_end(self) -> None:
         """SIGKILL comes after the drain and what uvicorn adds to it."""
-        granted_s = int(services()["api"]["stop_grace_period"].removesuffix("s"))
+        [granted] = {api["stop_grace_period"] for api in apis()}
 
-        assert granted_s > Settings().drain_seconds + 5
+        assert int(granted.removesuffix("s")) > Settings().drain_seconds + 5
+
+    @each_variant
+    def test_shows_the_store_to_the_service_alone(self, variant: str) -> None:
+        """Its network has no way out, and nobody else is in it."""
+        assert compose(variant)["networks"]["storage"]["internal"] is True
+        inside = {name for name, each in services(variant).items() if "storage" in each["networks"]}
+        assert inside == of_the_store(variant).keys() | {"api-1", "api-2", "api-3"}
+        for each in of_the_store(variant).values():
+            assert set(each["networks"]) == {"storage"}
+            assert "ports" not in each
+
+    def test_shows_the_operators_pages_to_nobody_outside(self) -> None:
+        """Metrics of replicas, the balancer's own port and Prometheus are published nowhere."""
+        published = {name: each["ports"] for name, each in services().items() if "ports" in each}
+
+        assert published == {"balancer": ["127.0.0.1:3000:3000"], "grafana": ["127.0.0.1:3001:3000"]}
 
 
 @each_service
 class TestEachContainer:
-    def test_cannot_change_itself(self, name: str) -> None:
+    def test_cannot_change_itself(self, service: dict[str, Any]) -> None:
         """Its root is read-only; what it must write is a tmpfs that runs nothing, or a volume."""
-        service = services()[name]
-
         assert service["read_only"] is True
         assert [each.partition(":")[0] for each in service["tmpfs"]] == ["/tmp"]
         assert all({"noexec", "nosuid", "nodev"} <= set(each.split(",")) for each in service["tmpfs"])
@@ -83,26 +154,30 @@ class TestEachContainer:
             each for each in service.get("volumes", ()) if each[0] == "." and not each.endswith(":ro")
         ] == []
 
-    def test_has_no_privilege(self, name: str) -> None:
-        service = services()[name]
-
+    def test_has_no_privilege(self, service: dict[str, Any]) -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["user"].split(":")[0] not in {"", "0", "root"}
         assert service.keys().isdisjoint({"privileged", "cap_add", "devices", "pid", "ipc", "network_mode"})
         assert "docker.sock" not in str(service)
 
-    def test_is_bounded(self, name: str) -> None:
-        assert {"pids_limit", "mem_limit"} <= services()[name].keys()
+    def test_is_bounded(self, service: dict[str, Any]) -> None:
+        assert {"pids_limit", "mem_limit", "cpus"} <= service.keys()
 
-    def test_is_reached_from_this_machine_alone(self, name: str) -> None:
-        """Only the API has a port, on loopback; Redis's network has no way out."""
-        service = services()[name]
+    def test_is_of_an_image_that_does_not_move(self, service: dict[str, Any]) -> None:
+        """A version, by its tag; or ours, which is built here."""
+        name, _, tag = service["image"].partition(":")
 
+        assert re.match(r"v?\d+\.\d+", tag) or name == "sessions-api"
+
+    def test_says_how_it_is(self, service: dict[str, Any]) -> None:
+        """A health check of its own, or the image's; what runs once has its exit status."""
+        is_ours = service["image"] == "sessions-api" and "HEALTHCHECK" in image()
+
+        assert "healthcheck" in service or is_ours or service["restart"] == "on-failure"
+
+    def test_is_reached_from_this_machine_alone(self, service: dict[str, Any]) -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
-        if name == "redis":
-            assert "ports" not in service
-            assert [compose()["networks"][network] for network in service["networks"]] == [{"internal": True}]
 
 
 # ---------------------------------------------------------------- the containers, as near as we get to them
@@ -120,16 +195,21 @@ def redis_here(folder: Path, port: int) -> Container:
 
 
 def api_here(folder: Path, port: int, redis_port: int, keys: str) -> Container:
-    service: dict[str, Any] = dict(services()["api"])
-    address = f"@127.0.0.1:{redis_port}/"
-    service["entrypoint"] = [word.replace("@redis:6379/", address) for word in service["entrypoint"]]
-    assert address in service["entrypoint"][2]
+    service: dict[str, Any] = dict(services()["api-1"])
+    service["entrypoint"], service["command"] = json.loads(image()["ENTRYPOINT"]), json.loads(image()["CMD"])
+    url = service["environment"]["REDIS_URL"]
+    assert "@redis:6379/" in url
     binds, paths = image_of_the_service()
     command = folder.with_name("sessions-api")
     command.write_text(f'#!/bin/sh\nexec {paths["PYTHON"]} -m sessions_api "$@"\n')
     command.chmod(0o755)
     image_has = {name: value for name, value in image_environment().items() if name != "PATH"}
-    here = {"HOST": "127.0.0.1", "PORT": str(port)}
+    here = {
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "SESSIONS_METRICS_PORT": str(free_port()),
+        "REDIS_URL": url.replace("@redis:6379/", f"@127.0.0.1:{redis_port}/"),
+    }
     return Container(
         service,
         folder,

@@ -105,7 +105,7 @@ class TestTheImage:
         assert user.isdecimal()
         assert group.isdecimal()
         assert int(user) > 1000
-        assert services()["api"]["user"] == image()["USER"]
+        assert services()["api-1"]["user"] == image()["USER"]
 
     def test_needs_no_shell(self) -> None:
         assert json.loads(image()["ENTRYPOINT"]) == ["sessions-api"]
@@ -113,12 +113,10 @@ class TestTheImage:
         assert health_command()[0] == "python"
 
     def test_says_its_port(self) -> None:
-        """The port that the compose file publishes, and that the service takes by itself."""
-        [published] = services()["api"]["ports"]
-
+        """The port that the balancer asks, and that the service takes by itself."""
         assert image()["EXPOSE"] == "3000"
-        assert published.split(":")[-1] == "3000"
-        assert "PORT" not in image_environment().keys() | services()["api"]["environment"].keys()
+        assert f"api-1:{image()['EXPOSE']}\n" in (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
+        assert "PORT" not in image_environment().keys() | services()["api-1"]["environment"].keys()
 
 
 @pytest.mark.parametrize(

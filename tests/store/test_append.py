@@ -52,9 +52,8 @@ class TestAppend:
         assert after.last_activity_ms == after.now_ms
         assert appended.cursor == after.now_ms
         (entry,) = await written(store, session.session_id)
-        assert entry == LogEntry(
-            appended.cursor, 0, "message", appended.turn_id, None, user_body(appended.message_id, "hi")
-        )
+        body = user_body(appended.message_id, "hi")
+        assert entry == LogEntry.of(appended.cursor, turn_id=appended.turn_id, body=body)
         kinds = [kind for kind, *_ in ears.heard()]
         assert sorted(kinds) == ["message.created", "session.renewed", "turn.queued", "wake"]
 

@@ -93,6 +93,18 @@ class TestScript:
         finally:
             server.call("ACL", "DELUSER", "poor")
 
+    @real
+    async def test_that_may_not_call_a_command_is_unavailable_too(self, server: TestServer) -> None:
+        """Each make of server says it in words of its own: an operator's matter, no bug of ours."""
+        write = Script("write", "return redis.call('SET', KEYS[1], '1')")
+        server.call("ACL", "SETUSER", "poor", "on", ">secret", "~*", "-@all", "+ping", "+eval", "+evalsha")
+        try:
+            async with Redis.from_url(server.url.replace("redis://", "redis://poor:secret@")) as redis:
+                with pytest.raises(StorageUnavailable, match="script"):
+                    await redis.script(write, ["test:key"])
+        finally:
+            server.call("ACL", "DELUSER", "poor")
+
 
 class TestBatch:
     async def test_holds_all_commands_of_one_tick(self, redis: Redis) -> None:
@@ -164,7 +176,7 @@ class TestDirtyConnection:
     async def test_is_dropped_when_a_command_waits_to_be_written(self, server: TestServer) -> None:
         """A queued command has not been asked yet: no reply can be its own."""
         async with proxied(server) as (_proxy, redis):
-            line = redis._lifeline.line
+            line = redis.topology.primaries[0].line
             assert line is not None
             mine = asyncio.create_task(redis.command("ECHO", "mine", safe=True))
             await asyncio.sleep(0)
@@ -178,7 +190,7 @@ class TestDirtyConnection:
     @one
     async def test_is_dropped_for_one_reply_too_many(self, server: TestServer) -> None:
         async with proxied(server) as (_proxy, redis):
-            line = redis._lifeline.line
+            line = redis.topology.primaries[0].line
             assert line is not None
             mine = line.send((b"ECHO", b"mine"))
             line._flush()

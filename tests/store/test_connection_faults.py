@@ -61,7 +61,7 @@ class TestHungServer:
     async def test_is_given_its_full_time(self, server: TestServer) -> None:
         """Four looks see the reply outstanding and let it be, the fifth does not."""
         async with Redis(Address(server.url), deadline_ms=10_000_000, reply_timeout_s=1000) as redis:
-            line = redis._lifeline.line
+            line = redis.topology.primaries[0].line
             assert line is not None
             echo = line.send((b"ECHO", b"x"))
             line._flush()
@@ -165,7 +165,7 @@ class TestAbsentServer:
                 proxy.cut()
                 await until(partial(lambda losses: redis.stats.losses == losses and redis.is_up, losses))
 
-            assert redis._lifeline._short_lives >= 7
+            assert redis.topology.primaries[0]._short_lives >= 7
             assert redis.circuit == "closed", "it did come back each time"
 
 

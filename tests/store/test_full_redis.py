@@ -16,6 +16,7 @@ from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.errors import SessionExpired, SessionNotFound, StorageFull
 from sessions_api.store import Store
 from sessions_api.store.attendance import Presence
+from sessions_api.store.replicas import Identity
 from tests.support.servers import RealServer
 from tests.support.stores import (
     AGENT,
@@ -63,7 +64,7 @@ class Full:
         self.holding = (await claimed(store, self.held)).turn
         await age(store, self.idle, 1_000)
         await store.alarms.keep(5, "replica")
-        await store.alarms.presence("replica", 60_000)
+        await store.replicas.present(Identity("replica"), 60_000)
         await store.attendance.attend([Presence(AGENT, "worker", 1, 60_000, is_free=True)])
         await store.agents.put(AgentDefinition(OTHER_AGENT, "Other", "worker"))
         self.server.config_set("maxmemory", "1")
@@ -233,6 +234,7 @@ class TestWhatGoesOn:
         assert await store.alarms.keep(5, "replica")
         assert await store.alarms.keep(6, "replica")
         assert not await store.alarms.keep(6, "other")
-        assert await store.alarms.presence("other", 60_000) == ["other", "replica"]
+        alive = await store.replicas.present(Identity("other"), 60_000)
+        assert [replica.replica_id for replica in alive] == ["other", "replica"]
         await store.alarms.postpone(full.idle, 60_000)
         assert (await store.alarms.due(0)).session_ids == []

@@ -30,7 +30,7 @@ class TestHints:
         await hints.start()
         task = asyncio.create_task(run_forever(hints.step, loop="test-hints"))
         try:
-            await until(lambda: hints.subscriber.is_up and not hints._connected.is_set())
+            await until(lambda: hints.subscriber.is_up and not hints._news.is_set())
             yield heard
         finally:
             await cancelled(task)

@@ -23,11 +23,13 @@ from sessions_api.store import (
     agents,
     alarms,
     attendance,
+    inspection,
     keys,
     keyuses,
     limits,
     log,
     ready,
+    replicas,
     scripts,
     sessions,
     signing,
@@ -36,12 +38,14 @@ from sessions_api.store import (
 from sessions_api.store.attendance import Presence
 from sessions_api.store.connection import Redis, Script
 from sessions_api.store.keys import TAGS, Keyspace
+from sessions_api.store.replicas import Identity
 from tests.support.servers import TestServer
 from tests.support.stores import AGENT, USER, Ears, age, claimed, opened, say
 
 LUA = files("sessions_api.store") / "lua"
 MODULES: tuple[ModuleType, ...] = (
-    sessions, log, turns, ready, alarms, agents, attendance, limits, signing, keyuses, scripts,
+    sessions, log, turns, ready, alarms, agents, attendance, limits, signing, keyuses, replicas, inspection,
+    scripts,
 )  # fmt: skip
 FILES = sorted(entry.name.removesuffix(".lua") for entry in LUA.iterdir() if entry.name.endswith(".lua"))
 LIB = sorted(entry.name.removesuffix(".lua") for entry in (LUA / "lib").iterdir())
@@ -119,7 +123,7 @@ class TestKeyspace:
         await store.turns.delta(session.session_id, turn.turn_id, fence=turn.fence, text="a", offset=0)
         await say(store, session.session_id)
         await store.alarms.keep(0, "replica")
-        await store.alarms.presence("replica", 1_000)
+        await store.replicas.present(Identity("replica"), 1_000)
         await store.attendance.attend([Presence(AGENT, "worker", 1, 10_000, is_free=True)])
 
         for key in sorted(server.keys()):
@@ -209,7 +213,7 @@ class TestScriptTexts:
 
 
 def _python_files() -> list[str]:
-    names = "sessions log turns alarms agents attendance limits scripts listing".split()
+    names = "sessions log turns alarms replicas agents attendance limits scripts listing".split()
     return [f"{name}.py" for name in names]
 
 

@@ -23,6 +23,7 @@ from sessions_api.store import Store
 from sessions_api.store.attendance import Presence
 from sessions_api.store.connection import Redis
 from sessions_api.store.keys import Keyspace
+from sessions_api.store.replicas import Identity
 from tests.support.proxy import Proxy
 from tests.support.servers import TestServer
 from tests.support.stores import AGENT, USER, age, agent_body, answer_body, dump, listening, once, user_body
@@ -257,7 +258,7 @@ RUNS: dict[str, tuple[str, str, Act]] = {
     "postpone": ("postpone", "queued", lambda s: s.store.alarms.postpone(SID, 60_000)),
     "keep": ("keep", "nothing", lambda s: s.store.alarms.keep(0, "replica")),
     "give back": ("keep", "nothing", lambda s: s.store.alarms.yield_(0, "replica")),
-    "presence": ("presence", "nothing", lambda s: s.store.alarms.presence("replica", 60_000)),
+    "presence": ("presence", "nothing", lambda s: s.store.replicas.present(Identity("replica"), 60_000)),
     "prune": ("prune", "queued", lambda s: s.store.alarms.prune(0, "users")),
     "stale": ("stale", "queued", lambda s: s.store.ready.stale_ready(0)),
     "define": ("define", "nothing", lambda s: s.store.agents.put(definition())),
@@ -307,10 +308,10 @@ async def run(server: TestServer, name: str, *, faulty: bool) -> tuple[Any, Any,
 
 
 def scripts() -> list[Any]:
-    from sessions_api.store import agents, alarms, attendance, log, ready, sessions, turns
+    from sessions_api.store import agents, alarms, attendance, log, ready, replicas, sessions, turns
     from sessions_api.store.connection import Script
 
-    modules = (agents, alarms, attendance, log, ready, sessions, turns)
+    modules = (agents, alarms, attendance, log, ready, replicas, sessions, turns)
     return [value for module in modules for value in vars(module).values() if isinstance(value, Script)]
 
 

@@ -108,14 +108,3 @@ class TestKeep:
         await until(lambda: not server.call("EXISTS", key))
 
         assert await store.alarms.keep(3, "living")
-
-    async def test_replicas_know_of_each_other(self, store: Store) -> None:
-        assert await store.alarms.presence("b", 60_000) == ["b"]
-        assert await store.alarms.presence("a", 60_000) == ["a", "b"]
-        assert await store.alarms.presence("b", 0) == ["a"]
-
-    async def test_a_dead_replica_is_forgotten(self, store: Store) -> None:
-        await store.alarms.presence("dead", 1)
-        deadline = asyncio.get_running_loop().time() + 5
-        while await store.alarms.presence("living", 60_000) != ["living"]:
-            assert asyncio.get_running_loop().time() < deadline

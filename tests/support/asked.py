@@ -28,7 +28,7 @@ def entry(
     kind: EntryKind = "message",
     status: AnswerStatus | None = None,
 ) -> LogEntry:
-    return LogEntry(cursor, 0, kind, TURN if status else None, status, body)
+    return LogEntry.of(cursor, kind=kind, turn_id=TURN if status else "", status=status, body=body)
 
 
 def user(content: str, attachments: list[dict[str, Any]] | None = None) -> LogEntry:

@@ -139,14 +139,10 @@ class RealServer(TestServer):
         if self.is_running:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        options = OPTIONS | {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self.folder)}
-        command = [str(self._binary)]
-        for name, value in options.items():
-            command += (f"--{name}", value)
         with (self.folder / "server.log").open("ab") as log:
             self._process = process = _LAUNCHER.submit(
                 subprocess.Popen,
-                command,
+                self.command_line(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -158,6 +154,13 @@ class RealServer(TestServer):
             if process.poll() is not None or time.monotonic() > deadline_s:
                 raise AssertionError((self.folder / "server.log").read_text()[-2000:])
             time.sleep(0.005)
+
+    def command_line(self) -> list[str]:
+        options = OPTIONS | {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self.folder)}
+        return [
+            str(self._binary),
+            *(word for name, value in options.items() for word in (f"--{name}", value)),
+        ]
 
     def _answers(self) -> bool:
         try:

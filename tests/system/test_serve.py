@@ -1,4 +1,4 @@
-"""`serve` and `doctor`: on one Redis, with one process or several, and what they say when they cannot."""
+"""`serve`: on one Redis, with one process or several, and what they say when they cannot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import redis as redis_py
 
 from tests.support.commands import RunningService, command
 from tests.support.servers import TestServer, free_port
@@ -98,54 +97,6 @@ class TestServe:
             assert "Traceback" not in service.err()
         finally:
             service.__exit__()
-
-
-class TestDoctor:
-    @pytest.mark.servers("valkey", "redis62")
-    def test_finds_a_good_server_well(self, redis_url: str) -> None:
-        client = redis_py.Redis.from_url(redis_url)
-        with client:
-            old = client.info("server")["redis_version"].startswith("6.")
-            client.config_set("hash-max-ziplist-value" if old else "hash-max-listpack-value", 1024)
-
-            shown = command("doctor", "--redis-url", redis_url)
-
-            client.config_set("hash-max-ziplist-value" if old else "hash-max-listpack-value", 64)
-        assert shown.returncode == 0, shown.stdout
-        assert "0 wrong, 0 could be better" in shown.stdout
-
-    @pytest.mark.servers("valkey")
-    def test_names_each_fault_with_its_fix(self, server: TestServer) -> None:
-        with redis_py.Redis.from_url(server.url) as client:
-            client.config_set("appendonly", "no")
-            client.config_set("notify-keyspace-events", "")
-            client.config_set("maxmemory-policy", "allkeys-lru")
-            client.config_set("maxmemory", 1 << 30)
-            client.hset("sa:meta", "schema", "99")
-            try:
-                shown = command("doctor", "--redis-url", server.url)
-            finally:
-                client.config_set("maxmemory", 0)
-                client.config_set("maxmemory-policy", "noeviction")
-                client.config_set("notify-keyspace-events", "Ex")
-                client.config_set("appendonly", "yes")
-                client.delete("sa:meta")
-
-        assert shown.returncode == 1
-        for fix in (
-            "appendonly yes",
-            "maxmemory-policy noeviction",
-            "notify-keyspace-events Ex",
-            "SESSIONS_KEY_PREFIX",
-        ):
-            assert fix in shown.stdout
-
-    def test_without_a_server_says_where_it_looked(self, tmp_path: Path) -> None:
-        refused = command("doctor", "--data-dir", str(tmp_path / "nothing"))
-
-        assert refused.returncode == 1
-        assert str(tmp_path / "nothing") in refused.stderr
-        assert refused.stderr.count("\n") == 1
 
 
 def children(pid: int) -> list[int]:

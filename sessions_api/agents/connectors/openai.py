@@ -74,6 +74,7 @@ class OpenAIChat:
                 headers=headers,
                 secrets=_authorization(config.api_key),
                 silent_s=definition.turn_timeout_ms / 1000,
+                trace=turn.trace,
             ) as reply:
                 if reply.is_success:
                     self._remember(server, lacks)

@@ -29,6 +29,8 @@ from sessions_api.agents.connectors.guarded import (
     resolve_host,
 )
 from sessions_api.domain.ids import AgentId
+from sessions_api.domain.traces import NO_TRACE, Trace, trace_headers
+from sessions_api.telemetry.tracing import OFF, HttpSpan, Tracing
 
 WRITE_S: Final = 30.0
 MAX_REDIRECTS: Final = 3
@@ -50,7 +52,10 @@ class Outgoing:
     for which the first request waits unless :meth:`start` began it.
     """
 
-    def __init__(self, allowed: Iterable[Network] = (), *, resolve: Resolve = resolve_host) -> None:
+    def __init__(
+        self, allowed: Iterable[Network] = (), *, resolve: Resolve = resolve_host, tracing: Tracing = OFF
+    ) -> None:
+        self._tracing = tracing
         self._guard = Guard(tuple(allowed), resolve)
         self._made: Transport | None = None
         self._reading: asyncio.Task[ssl.SSLContext] | None = None
@@ -69,23 +74,28 @@ class Outgoing:
         headers: Mapping[str, str],
         secrets: Mapping[str, str] | None = None,
         silent_s: float | None = None,
+        trace: Trace = NO_TRACE,
     ) -> AsyncGenerator[httpx2.Response, None]:
         """POST *body* and give the reply, its body unread; leaving closes it.
 
         *agent_id* is for the log. *secrets* are headers for the origin of *url* and no other. *silent_s* is
-        the longest pause between two bytes (None: no end). At most three redirects
-        are followed, of the kinds that keep a POST (307, 308), never from https to
-        http. The reply is uncompressed and at most 64 MiB.
+        the longest pause between two bytes (None: no end). *trace* is what it belongs
+        to. At most three redirects are followed, of the kinds that keep a POST (307,
+        308), never from https to http. The reply is uncompressed and at most 64 MiB.
 
         Raises:
             AttemptFailed: also while the body is read. Nothing it says was sent or received.
         """
         try:
-            reply = await self._open(url, body, headers, secrets or {}, silent_s)
+            reply, span = await self._open(url, body, headers, secrets or {}, silent_s, trace)
             try:
                 yield reply
+            except Exception as error:
+                span.failed(_kind(error))
+                raise
             finally:
                 await reply.aclose()
+                span.end()
         except AddressRefused as error:
             log.warning(
                 "outgoing_address_refused",
@@ -115,30 +125,42 @@ class Outgoing:
         headers: Mapping[str, str],
         secrets: Mapping[str, str],
         silent_s: float | None,
-    ) -> httpx2.Response:
+        trace: Trace,
+    ) -> tuple[httpx2.Response, HttpSpan]:
         target = origin = _checked(httpx2.URL(url))
         transport = await self._transport()
         timeout = httpx2.Timeout(connect=CONNECT_S, write=WRITE_S, read=silent_s, pool=CONNECT_S)
-        for _ in range(MAX_REDIRECTS + 1):
+        for resends in range(MAX_REDIRECTS + 1):
+            span = self._tracing.call("POST", str(target), trace, resends=resends)
             request = httpx2.Request(
                 "POST",
                 target,
                 content=body,
                 # identity: a compressed reply could be a thousand times what its bytes say.
                 headers={"user-agent": "sessions-api", "accept-encoding": "identity", **headers}
+                | trace_headers(span.trace)
                 | (dict(secrets) if target.origin == origin.origin else {}),
                 extensions={"timeout": timeout.as_dict()},
             )
-            reply = await transport.handle_async_request(request)
+            try:
+                reply = await transport.handle_async_request(request)
+            except BaseException as error:
+                span.failed(_kind(error))
+                span.end()
+                raise
             reply.request = request
+            span.answered(reply.status_code)
             if 300 <= reply.status_code < 400:
+                span.end()
                 await reply.aclose()
                 target = _redirected(target, reply)
                 continue
             if reply.headers.get("content-encoding", "identity").lower() not in {"", "identity"}:
+                span.failed("AGENT_ERROR")
+                span.end()
                 await reply.aclose()
                 raise AttemptFailed("AGENT_ERROR", "The agent answered in an encoding it was not asked for")
-            return reply
+            return reply, span
         raise _refused("The agent redirects too often")
 
     async def _transport(self) -> Transport:
@@ -247,6 +269,11 @@ def _refused(message: str) -> AttemptFailed:
 
 def _too_large() -> AttemptFailed:
     return AttemptFailed("ANSWER_TOO_LARGE", "The agent's answer is too large", retry=False)
+
+
+def _kind(error: BaseException) -> str:
+    """What a span says of *error*: never its message."""
+    return error.code if isinstance(error, AttemptFailed) else type(error).__name__
 
 
 def _failure(error: Exception) -> AttemptFailed:

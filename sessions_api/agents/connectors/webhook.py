@@ -7,8 +7,9 @@ The receiver gets::
     webhook-timestamp: <seconds>
     webhook-signature: v1,<base64>
     webhook-attempt: 1
+    traceparent, tracestate            where the message came with them, or this service traces
 
-    {"type": "turn", "timestamp": …, "data": {a turn as a worker claims it, without fence and lease}}
+    {"type": "turn", "timestamp": …, "data": {a turn as a worker claims it, without fence, lease and trace}}
 
 It answers with 204 (nothing to say) or 2xx and one of::
 
@@ -71,6 +72,7 @@ class Webhook:
                 **_signature(turn, body, str(definition.config.get("secret", ""))),
             },
             silent_s=definition.turn_timeout_ms / 1000,
+            trace=turn.trace,
         ) as reply:
             if not reply.is_success:
                 raise failure_of(reply)

@@ -34,7 +34,7 @@ async def send(request: Request) -> Reply | PostStream:
     if message.transport == "http":
         return await _send_and_wait(request, message, key)
     accepted = await request.state.operations.accept(
-        request.session_id, request.caller, message, key, address=request.address
+        request.session_id, request.caller, message, key, address=request.address, trace=request.trace
     )
     return _posted(request, accepted)
 
@@ -48,7 +48,7 @@ async def _send_and_wait(request: Request, message: SendBody, key: str | None) -
     await request.state.operations.check_poster(session_id, request.caller)
     async with request.state.hub.watch(session_id) as watch:
         accepted = await request.state.operations.accept(
-            session_id, request.caller, message, key, address=request.address
+            session_id, request.caller, message, key, address=request.address, trace=request.trace
         )
         request.turn_id = accepted.turn_id
         outcome = await unless_gone(

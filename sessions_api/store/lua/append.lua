@@ -3,7 +3,7 @@
 KEYS   the session's twelve, once, the limits that hold for the message
 ARGV   sid, grant, message_id, turn_id, body, on_busy ('' = the session's),
        fingerprint ('' without a key), is_agent_away ('1': refuse all but a repeat),
-       then quota and window_ms of each limit
+       trace ('' = none), then quota and window_ms of each limit
 REPLY  {'ok' | 'repeated', sid, now, message_id, cursor, turn_id, renewed, fields, standings}
        | {'limited', sid, index, retry_after_ms} | {'away', sid, agent_id} | {'busy', sid, turn_id, state} | {'backlog', sid, queued}
        | {'mismatch', sid} | expired | absent
@@ -16,7 +16,7 @@ cancels the running turn and takes all that is queued; reject wants none open. ]
 
 local once = KEYS[13]
 local message_id, turn_id, body, on_busy, fingerprint = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local is_agent_away = ARGV[8] == '1'
+local is_agent_away, trace = ARGV[8] == '1', ARGV[9]
 local MAX_QUEUED, MAX_QUEUED_BYTES = 100, 4194304
 
 local function accepted(word, id, cursor, turn, renewed, standings)
@@ -36,7 +36,7 @@ if before then return accepted('ok', message_id, int(before.opened), turn_id, be
 local dead = over()
 if dead then return dead end
 if is_agent_away then return {'away', sid, s.agent_id} end
-local limits = read_limits(now, 14, 9)
+local limits = read_limits(now, 14, 10)
 local refusal, retry_after_ms = refusing(limits)
 if refusal then return {'limited', sid, refusal, retry_after_ms} end
 
@@ -53,6 +53,7 @@ end
 local turn = {
   turn_id = turn_id, state = 'queued', messages = {}, bytes = 0, attempt = 0, claims = 0, queued_ms = now,
 }
+carry(turn, {trace})
 local joined = nil
 if on_busy == 'merge' then
   local ids = list('queue')
@@ -71,12 +72,14 @@ elseif on_busy == 'interrupt' then
     local taken = turn_of(id)
     for _, cursor in ipairs(taken.messages) do turn.messages[#turn.messages + 1] = cursor end
     turn.bytes = turn.bytes + taken.bytes
+    carry(turn, taken.traces)
     cancel(taken, 'interrupt', turn_id)
   end
 end
 if joined then
   turn = joined
   turn_id = turn.turn_id
+  carry(turn, {trace})
 end
 local cursor = write('message', turn_id, '', body)
 turn.messages[#turn.messages + 1] = cursor

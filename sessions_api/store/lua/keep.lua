@@ -9,6 +9,10 @@ local replica, lease_ms = ARGV[1], tonumber(ARGV[2])
 
 local holder = redis.call('GET', keeper)
 if holder and holder ~= replica then return {'other', holder} end
+if holder and lease_ms > 0 then
+  redis.call('PEXPIRE', keeper, lease_ms) -- a key that is deleted in a slot on its way cannot be set here again
+  return {'kept'}
+end
 redis.call('DEL', keeper) -- frees before it writes: works when Redis is full
 if lease_ms == 0 then return {'free'} end
 redis.call('SET', keeper, replica, 'PX', lease_ms)

@@ -23,7 +23,8 @@ local function set(name, value)
   changed[name] = true
 end
 
--- What is told to followers leaves after what it tells of is written.
+-- What is told to followers leaves after what it tells of is written. On a cluster the call is
+-- another: store/scripts.py.
 local function tell()
   for _, message in ipairs(outbox) do redis.call('PUBLISH', live, message) end
   outbox = {}

@@ -2,6 +2,7 @@
 -- `turns`, beside `queue` and `ended`, lists of turn ids, oldest first.
 
 local ENDED_KEPT = 50
+local MAX_TRACES = 8
 local MAX_ENTRIES, MAX_BYTES = 10000, 8388608
 local BACKOFF_MS = {1000, 5000}
 local LONGEST_PAUSE_MS = 60000
@@ -51,6 +52,17 @@ local function without(ids, id)
     if other ~= id then rest[#rest + 1] = other end
   end
   return rest
+end
+
+-- Where the requests stood that brought its messages (domain/traces.py); the first is whose
+-- trace the answer belongs to. No empty array: cjson would make an object of it.
+local function carry(turn, traces)
+  for _, trace in ipairs(traces or {}) do
+    if trace ~= '' then
+      turn.traces = turn.traces or {}
+      if #turn.traces < MAX_TRACES then turn.traces[#turn.traces + 1] = trace end
+    end
+  end
 end
 
 -- Append to the log and tell followers; the cursor is the entry's id, its time,
@@ -158,6 +170,7 @@ local function close(turn, state)
     set('turn_state', '')
   end
   turn.state = state
+  turn.traces = nil
   turn.ended_ms = now
   put(turn)
   local ids = list('ended')

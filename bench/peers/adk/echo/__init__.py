@@ -1,0 +1,3 @@
+"""The agent that ``adk api_server`` finds in its folder."""
+
+from . import agent as agent

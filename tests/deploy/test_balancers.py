@@ -1,0 +1,143 @@
+"""The balancers' files: valid, and their times and sizes fit those of the service."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from sessions_api.api.bodies import MAX_WAIT_MS
+from sessions_api.api.endpoints.workers import MAX_ANSWER_BYTES
+from sessions_api.cli.connections import Connection
+from sessions_api.cli.serving import _config
+from sessions_api.live.sse import BEAT_S
+from sessions_api.settings import Settings
+from tests.deploy.compose import services
+from tests.deploy.deployed import DEPLOY
+from tests.deploy.programs import checked, missing, nginx_files
+
+HAPROXY = (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
+NGINX = (DEPLOY / "nginx" / "nginx.conf").read_text()
+INGRESS = (DEPLOY / "kubernetes" / "ingress.yaml").read_text()
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+LONGEST_ASKED_S = MAX_WAIT_MS / 1000
+"""A poster's timeoutMs: no byte has to come for so long, and nothing is wrong."""
+
+
+def seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+)(ms|s|m|h)", text)
+    assert found is not None, text
+    return int(found[1]) * UNITS[found[2]]
+
+
+def haproxy_s(name: str) -> float:
+    [value] = re.findall(rf"^ +timeout {name} +(\S+)$", HAPROXY, re.MULTILINE)
+    return seconds(value)
+
+
+def nginx_s(name: str) -> float:
+    values = re.findall(rf"^ +{name} (\S+);$", NGINX, re.MULTILINE)
+    return seconds(values[-1])
+
+
+def served() -> uvicorn.Config:
+    """What runs the service, as it does."""
+    return _config("unused", Settings())
+
+
+class TestTheFiles:
+    @pytest.mark.skipif(bool(missing("haproxy")), reason=missing("haproxy"))
+    def test_of_haproxy_is_valid(self) -> None:
+        """Also where names cannot be looked up: HAProxy starts before the replicas do."""
+        result = checked("haproxy", "-c", "-f", DEPLOY / "haproxy" / "haproxy.cfg")
+
+        assert result.returncode == 0, result.stdout + result.stderr
+        warned = [line for line in result.stderr.splitlines() if "[WARNING]" in line]
+        assert [line for line in warned if "could not resolve address" not in line] == []
+
+    @pytest.mark.skipif(bool(missing("nginx")), reason=missing("nginx"))
+    def test_of_nginx_is_valid(self, tmp_path: Path) -> None:
+        file = nginx_files(tmp_path, [f"127.0.0.1:{port}" for port in (3001, 3002, 3003)], 3000)
+
+        result = checked("nginx", "-t", "-p", tmp_path, "-c", file)
+
+        assert result.returncode == 0, result.stderr
+        assert "[warn]" not in result.stderr
+
+
+class TestTimes:
+    def test_cut_no_stream_that_is_idle(self) -> None:
+        """Ten quiet minutes, or a day: the service says something before any patience ends, twice over."""
+        ping_s = served().ws_ping_interval
+        assert ping_s is not None
+        for patience_s in (haproxy_s("client"), haproxy_s("server"), nginx_s("proxy_read_timeout")):
+            assert patience_s > 2 * BEAT_S
+        for patience_s in (haproxy_s("tunnel"), nginx_s("proxy_read_timeout")):
+            assert patience_s > 2 * ping_s
+
+    def test_cut_no_poster_who_waits(self) -> None:
+        [ingress_s] = re.findall(r'proxy-read-timeout: "(\d+)"', INGRESS)
+        for patience_s in (
+            haproxy_s("client"),
+            haproxy_s("server"),
+            nginx_s("proxy_read_timeout"),
+            float(ingress_s),
+        ):
+            assert patience_s >= LONGEST_ASKED_S + 30
+
+    def test_are_short_for_a_head_that_does_not_come(self) -> None:
+        """Shorter than the service's own, which a balancer's connection would use up otherwise."""
+        assert haproxy_s("http-request") < Connection.arrival_s
+        assert nginx_s("client_header_timeout") < Connection.arrival_s
+
+    def test_keep_no_connection_that_the_service_closes(self) -> None:
+        """One lets go first; HAProxy purges well before, and repeats what a closing connection swallowed."""
+        kept_s = served().timeout_keep_alive
+
+        [upstream] = re.findall(r"upstream api \{(.*?)\n    \}", NGINX, re.DOTALL)
+        [nginx_keeps] = re.findall(r"keepalive_timeout (\S+);", upstream)
+        assert seconds(nginx_keeps) < kept_s
+        [purged] = re.findall(r"pool-purge-delay (\S+)", HAPROXY)
+        assert seconds(purged) < kept_s / 2
+
+    def test_let_streams_end_before_the_container_does(self) -> None:
+        [hard] = re.findall(r"hard-stop-after (\S+)", HAPROXY)
+
+        assert seconds(services()["balancer"]["stop_grace_period"]) > seconds(hard)
+        assert services()["balancer"]["stop_signal"] == "SIGUSR1"  # HAProxy's word for: take no more
+
+    def test_find_a_draining_replica_soon(self) -> None:
+        """Well within its drain."""
+        [every, fall] = re.findall(r"check inter (\S+) .* fall (\d+) ", HAPROXY)[0]
+
+        assert seconds(every) * int(fall) < Settings().drain_seconds / 4
+
+
+class TestSizes:
+    def test_let_the_service_refuse_in_its_own_words(self) -> None:
+        """The outer bound is above the largest body that any route takes."""
+        [haproxy_bytes] = re.findall(r"req.hdr_val\(content-length\) gt (\d+)", HAPROXY)
+        [nginx_mib] = re.findall(r"client_max_body_size (\d+)m;", NGINX)
+        [ingress_mib] = re.findall(r"proxy-body-size: (\d+)m", INGRESS)
+
+        for most_bytes in (int(haproxy_bytes), int(nginx_mib) * 2**20, int(ingress_mib) * 2**20):
+            assert most_bytes >= 2 * MAX_ANSWER_BYTES
+
+    def test_let_any_usual_message_be_repeated(self) -> None:
+        """What HAProxy sends to another replica has to be in its buffer, with each character escaped."""
+        [buffer] = re.findall(r"tune.bufsize (\d+)", HAPROXY)
+
+        assert int(buffer) > Settings().session_max_content_chars * len(r"\u00e9") + 4096
+
+
+class TestRepeats:
+    def test_are_only_of_what_may_be_repeated(self) -> None:
+        """A read, or what carries an Idempotency-Key; anything, where no connection came about."""
+        [line] = re.findall(r"http-request disable-l7-retry unless (.*)", HAPROXY)
+        assert line == "{ method GET HEAD OPTIONS } || { req.hdr(Idempotency-Key) -m found }"
+        [reasons] = re.findall(r"retry-on (.*)", HAPROXY)
+        assert set(reasons.split()) == {"conn-failure", "empty-response", "503"}
+
+        assert "non_idempotent" not in NGINX + INGRESS

@@ -1,0 +1,209 @@
+"""deploy/compose/: the service on Sentinel and on Cluster, from the deployed scripts and users."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.compose import services
+from tests.deploy.peers import Peer, Peers, stop_all
+from tests.deploy.programs import free_ports, until
+from tests.support.client import Api
+from tests.support.service import Service
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(shutil.which("redis-cli") is None, reason="no redis-cli here"),
+]
+
+
+def converse(api: Api, session_id: str, word: str) -> None:
+    assert api.ask(session_id, word)["agentResponse"]["text"] == f"echo: {word}"
+
+
+def url_of(variant: str, addresses: dict[str, str]) -> str:
+    """The replicas' REDIS_URL of the compose file, with these addresses in place of its containers'."""
+    url = str(services(variant)["api-1"]["environment"]["REDIS_URL"])
+    for theirs, ours in addresses.items():
+        assert f"{theirs}," in url or f"{theirs}/" in url or url.endswith(theirs), theirs
+        url = url.replace(theirs, ours)
+    return url
+
+
+class TestSentinel:
+    @pytest.fixture
+    def peers(self, tmp_path_factory: pytest.TempPathFactory) -> Peers:
+        return Peers(tmp_path_factory.mktemp("sentinel"))
+
+    @pytest.fixture
+    def nodes(self, peers: Peers) -> Iterator[list[Peer]]:
+        """redis, redis-2 and redis-3, of which the first is the primary."""
+        ports = dict(zip(("redis", "redis-2", "redis-3"), free_ports(3), strict=True))
+        nodes = []
+        for name, port in ports.items():
+            env = dict(services("sentinel")[name]["environment"])
+            assert env["REDIS_NAME"] == f"{name} 6379"
+            assert env["REDIS_PRIMARY"] == "redis 6379"
+            env |= {
+                "REDIS_NAME": f"127.0.0.1 {port}",
+                "REDIS_PRIMARY": f"127.0.0.1 {ports['redis']}",
+            }
+            node = Peer(peers, "start", name, port, env, "--repl-diskless-sync-delay", "0")
+            node.start()
+            nodes.append(node)
+        yield nodes
+        stop_all(nodes)
+
+    @pytest.fixture
+    def sentinels(self, peers: Peers, nodes: list[Peer]) -> Iterator[list[Peer]]:
+        until(lambda: nodes[0].ask("PING", user="sessions"), "the primary answers")
+        sentinels = []
+        names = ("sentinel-1", "sentinel-2", "sentinel-3")
+        for name, port in zip(names, free_ports(3), strict=True):
+            env = dict(services("sentinel")[name]["environment"])
+            assert env == {"REDIS_NAME": name, "REDIS_PRIMARY": "redis 6379"}
+            env = {
+                "REDIS_NAME": "127.0.0.1",
+                "REDIS_PRIMARY": f"127.0.0.1 {nodes[0].port}",
+                "REDIS_DOWN_AFTER_MS": "1000",
+            }
+            sentinel = Peer(peers, "sentinel", name, port, env)
+            sentinel.start()
+            sentinels.append(sentinel)
+        until(lambda: all(known(each) == (2, 2) for each in sentinels), "the sentinels know each other")
+        yield sentinels
+        stop_all(sentinels)
+
+    def test_outlives_its_primary_and_takes_it_back_as_a_replica(
+        self, peers: Peers, nodes: list[Peer], sentinels: list[Peer], tmp_path: Path
+    ) -> None:
+        """Killed, another is primary, and the service goes on; what was said is there. Nobody was refused."""
+        (password := tmp_path / "redis_password").write_text(peers.password + "\n")
+        addresses = {f"{each.name}:26379": f"127.0.0.1:{each.port}" for each in sentinels}
+        env = {"REDIS_PASSWORD_FILE": str(password)}
+        until(lambda: all(node.role() for node in nodes), "every server answers")
+        with (
+            Service(tmp_path, redis_url=url_of("sentinel", addresses), env=env) as service,
+            closing(Api(service.url)) as api,
+        ):
+            session_id = api.session()
+            converse(api, session_id, "before")
+            nodes[0].stop(signal.SIGKILL)
+
+            until(lambda: "master" in [node.role() for node in nodes[1:]], "another is primary", within_s=40)
+            until(lambda: api.call("GET", f"/{session_id}").status_code == 200, "the service is back")
+            converse(api, session_id, "after")
+            said = [each["content"] for each in api.history(session_id)["messages"]]
+            assert said == ["echo: after", "after", "echo: before", "before"]
+
+            nodes[0].start()
+            until(lambda: nodes[0].role() == "slave", "the old one follows", within_s=40)
+            nodes[0].stop()
+            nodes[0].start()  # as what it is now, which it has kept, and not as what it began
+            until(nodes[0].role, "it answers again")
+            assert nodes[0].role() == "slave"
+            converse(api, session_id, "and on")
+
+        service.assert_no_bug_logged(allowed=frozenset({"redis_circuit_opened"}))
+        assert [refused for node in nodes for refused in node.refusals()] == []
+        assert peers.password not in service.log + "".join(peers.log(each.name) for each in nodes)
+
+
+def known(sentinel: Peer) -> tuple[int, int]:
+    """How many replicas and other sentinels it knows."""
+    told = sentinel.ask("SENTINEL", "MASTER", "sessions", user=None)
+    if told is None:
+        return 0, 0
+    flat = [part.decode() for part in told]
+    state = dict(zip(flat[::2], flat[1::2], strict=True))
+    return int(state["num-slaves"]), int(state["num-other-sentinels"])
+
+
+class TestCluster:
+    @pytest.fixture
+    def peers(self, tmp_path_factory: pytest.TempPathFactory) -> Peers:
+        return Peers(tmp_path_factory.mktemp("cluster"))
+
+    @pytest.fixture
+    def nodes(self, peers: Peers) -> Iterator[list[Peer]]:
+        """Six servers, made a cluster by the deployed script."""
+        names = [name for name in services("cluster") if name.startswith("redis")]
+        assert len(names) == 6
+        nodes = []
+        # A Cluster's servers speak to each other on the port that is 10,000 above.
+        for name, port in zip(names, free_ports(6, below=55_000), strict=True):
+            env = services("cluster")[name]["environment"]
+            quick = ("--repl-diskless-sync-delay", "0", "--cluster-node-timeout", "2000")
+            node = Peer(peers, "start", name, port, env, *quick)
+            node.start()
+            nodes.append(node)
+        theirs = services("cluster")["join"]["command"]
+        assert len(theirs) == len(names)
+        self.join(peers, nodes)
+        until(
+            lambda: all(b"cluster_state:ok" in (state(node) or b"") for node in nodes), "the cluster is whole"
+        )
+        yield nodes
+        stop_all(nodes)
+
+    @staticmethod
+    def join(peers: Peers, nodes: list[Peer]) -> None:
+        joined = subprocess.run(
+            [peers.folder / "redis" / "join", *(f"127.0.0.1:{node.port}" for node in nodes)],
+            env=peers.environment("join"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert joined.returncode == 0, joined.stdout + joined.stderr
+
+    def test_serves_and_outlives_a_primary(self, peers: Peers, nodes: list[Peer], tmp_path: Path) -> None:
+        """Sessions on every primary; one is killed, its replica takes over. Nobody was refused anything."""
+        self.join(peers, nodes)  # again: it is one already, and stays as it is
+        (password := tmp_path / "redis_password").write_text(peers.password + "\n")
+        addresses = {
+            f"{theirs}:6379": f"127.0.0.1:{node.port}"
+            for theirs, node in zip(("redis", "redis-2", "redis-3"), nodes, strict=False)
+        }
+        url = url_of("cluster", dict(sorted(addresses.items(), reverse=True)))
+        until(lambda: all(node.ask("ROLE") for node in nodes), "every server answers")
+        with (
+            Service(tmp_path, redis_url=url, env={"REDIS_PASSWORD_FILE": str(password)}) as service,
+            closing(Api(service.url)) as api,
+        ):
+            session_ids = [api.session() for _ in range(12)]
+            for session_id in session_ids:
+                converse(api, session_id, "before")
+            with api.events(session_ids[0]) as stream:
+                assert stream.next().name == "session.snapshot"
+                api.say(session_ids[0], "live")
+                stream.until("turn.completed")
+            primaries = [node for node in nodes if node.role() == "master"]
+            assert len(primaries) == 3
+            assert all(node.ask("DBSIZE") for node in primaries)
+
+            primaries[0].stop(signal.SIGKILL)
+            others = [node for node in nodes if node is not primaries[0]]
+            until(
+                lambda: [node.role() for node in others].count("master") == 3,
+                "a replica takes over",
+                within_s=40,
+            )
+            for session_id in session_ids:
+                until(lambda sid=session_id: api.call("GET", f"/{sid}").status_code == 200, "it is there")  # type: ignore[misc]
+                assert "before" in [each["content"] for each in api.history(session_id)["messages"]]
+
+        service.assert_no_bug_logged(allowed=frozenset({"redis_circuit_opened"}))
+        assert [refused for node in others for refused in node.refusals()] == []
+
+
+def state(node: Peer) -> bytes | None:
+    told: bytes | None = node.ask("CLUSTER", "INFO")
+    return told
