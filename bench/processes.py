@@ -42,7 +42,9 @@ class Service(NamedTuple):
 
 
 @contextmanager
-def redis_server(folder: Path, settings: Mapping[str, str], *, core: int = CORES.load) -> Iterator[Server]:
+def redis_server(
+    folder: Path, settings: Mapping[str, str], *, core: int | None = CORES.load
+) -> Iterator[Server]:
     """A server with *settings*, its data in *folder*."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "redis.sock"

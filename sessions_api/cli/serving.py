@@ -8,6 +8,7 @@ is why :func:`drain_on_signal` stands in front of uvicorn's own handlers.
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import resource
@@ -153,7 +154,7 @@ async def serve_here(
     """Serve in this process until a signal; returns the exit status."""
 
     def app() -> Starlette:
-        return drain_on_signal(create_app(settings))
+        return at_home(create_app(settings))
 
     raise_descriptor_limit()
     server = Server(_config(app, settings), on_ready)
@@ -189,7 +190,7 @@ def app_of_worker() -> Starlette:
     end_with_it = ending_with(supervisor.pid or 0) if supervisor is not None else None
     if end_with_it is not None:
         end_with_it()
-    return drain_on_signal(create_app(Settings.from_env(environment())))
+    return at_home(create_app(Settings.from_env(environment())))
 
 
 def _config(app: Callable[[], Starlette] | str, settings: Settings) -> uvicorn.Config:
@@ -209,6 +210,17 @@ def _config(app: Callable[[], Starlette] | str, settings: Settings) -> uvicorn.C
         lifespan="on",
         timeout_graceful_shutdown=settings.drain_seconds + 5,
     )
+
+
+def at_home(app: Starlette) -> Starlette:
+    """*app* in a process of its own, which is all its.
+
+    What is there now, modules for the most part, stays to the end: the collector need
+    not look at it again. Looking stopped the process for 40 ms now and then; so it is 5.
+    """
+    gc.collect()
+    gc.freeze()
+    return drain_on_signal(app)
 
 
 def drain_on_signal(app: Starlette) -> Starlette:

@@ -8,8 +8,9 @@ about, each has only a few commands on the line at a time; its others wait in it
 lane, and the lanes take turns. A sender that is alone has the line to itself, since
 there every command more in a write makes each cheaper.
 
-"A few" is four, and one more for every quarter of a millisecond that the way to
-Redis and back takes: what is on its way keeps nobody waiting.
+"A few" is two, and one more for every quarter of a millisecond that the way to
+Redis and back takes: what is on its way keeps nobody waiting. The turns that this
+process runs have half of it, since who waits for an answer has waited for an agent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ LANE: Final[ContextVar[str]] = ContextVar("lane", default="")
 TURN_LANE: Final = ":turns"
 """The lane of the turns that this process runs: the service's own too, apart from the rest of it."""
 
-FEW: Final = 4
+FEW: Final = 2
+OWN_SHARE: Final = 8
+"""The service's own work is everybody's, and paced where it is much (keeper/sweep.py): it has more room."""
 SCRIPT_S: Final = 0.000_25
 MANY: Final = 256
 STAY: Final = 4
@@ -68,10 +71,15 @@ class Lanes:
                 self._shared = STAY
             self._last = lane
         there = self.on_line.get(lane, 0)
-        if lane in self._waiting or (self._shared and there >= self.room):
+        if lane in self._waiting or (self._shared and there >= self._room_of(lane)):
             return False
         self.on_line[lane] = there + 1
         return True
+
+    def _room_of(self, lane: str) -> int:
+        if lane == TURN_LANE:
+            return self.room // 2
+        return self.room if lane else self.room * OWN_SHARE
 
     def leave(self, lane: str) -> None:
         """A command of *lane* has its reply."""
@@ -97,7 +105,7 @@ class Lanes:
             for lane in tuple(going):
                 queue = self._waiting[lane]
                 there = self.on_line.get(lane, 0)
-                if there >= self.room and self._shared:
+                if there >= self._room_of(lane) and self._shared:
                     going.remove(lane)
                     continue
                 command = queue.popleft()

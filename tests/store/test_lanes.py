@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sessions_api.store.connection import Redis
-from sessions_api.store.lanes import FEW, LANE, MANY, STAY, TURN_LANE, Lanes
+from sessions_api.store.lanes import FEW, LANE, MANY, OWN_SHARE, STAY, TURN_LANE, Lanes
 from sessions_api.store.lines import LOOKS
 
 FLOOD = 500
@@ -52,8 +52,9 @@ class TestLanes:
         lanes = shared()
 
         assert sends(lanes, "a", 100) == FEW
-        assert sends(lanes, "b", 3) == 3
-        assert sends(lanes, TURN_LANE, 100) == FEW
+        assert sends(lanes, "b", 1) == 1
+        assert sends(lanes, TURN_LANE, 100) == FEW // 2
+        assert sends(lanes, "", 100) == FEW * OWN_SHARE
 
     async def test_a_reply_makes_room_for_the_next_of_the_same_lane(self) -> None:
         lanes = shared()
