@@ -27,6 +27,7 @@ from bench import (
     memory,
     page,
     scripts,
+    sizing,
     starting,
 )
 from bench.figures import PUBLISHED, Figure, Run, progress, read, table, write
@@ -61,6 +62,7 @@ def main(words: list[str]) -> int:
     if args.publish:
         write(PUBLISHED, runs)
         page.write(read(PUBLISHED))
+        sizing.write(read(PUBLISHED))
         print("published; `make bench-report` draws the plots anew")
     figures = [figure for run in runs.values() for figure in run.figures]
     print(table(figures))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from bench import page, plots
+from bench import page, plots, sizing
 from bench.figures import PUBLISHED, read
 
 
 def main() -> int:
     runs = read(PUBLISHED)
     page.write(runs)
+    sizing.write(runs)
     try:
         drawn = plots.render(runs)
     except ModuleNotFoundError as error:

@@ -1,8 +1,8 @@
 """What an operator plans by: the tables under *Sizing* in docs/operations.md, from the published figures.
 
-``python -m bench.sizing`` shows them; ``--write`` puts them into the page, and is
-run after ``--publish``: a test compares the page with the figures. Every number
-there is a measured cost, or a product of such costs whose factors stand beside it.
+``python -m bench.sizing`` shows them; publishing puts them into the page, and a
+test compares it with the figures. Every number there is a measured cost, or a
+product of such costs whose factors stand beside it.
 """
 
 from __future__ import annotations
@@ -202,14 +202,16 @@ def filled(text: str, runs: dict[str, Run]) -> str:
     return _BLOCK.sub(block, text)
 
 
-def main(words: list[str]) -> int:
+def write(runs: dict[str, Run]) -> None:
+    """Put the tables into the page."""
+    PAGE.write_text(filled(PAGE.read_text(), runs))
+
+
+def main() -> int:
     runs = read(PUBLISHED)
-    if "--write" in words:
-        PAGE.write_text(filled(PAGE.read_text(), runs))
-    else:
-        print("\n".join([*measured(runs), "", *planned(runs)]))
+    print("\n".join([*measured(runs), "", *planned(runs)]))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

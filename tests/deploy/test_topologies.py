@@ -189,6 +189,8 @@ class TestCluster:
             assert len(primaries) == 3
             assert all(node.ask("DBSIZE") for node in primaries)
 
+            # A replica that has never had a copy takes over as well, with nothing in it.
+            until(lambda: _have_copies(nodes, len(primaries)), "every primary has a copy")
             primaries[0].stop(signal.SIGKILL)
             others = [node for node in nodes if node is not primaries[0]]
             until(
@@ -197,7 +199,7 @@ class TestCluster:
                 within_s=40,
             )
             for session_id in session_ids:
-                until(lambda sid=session_id: api.call("GET", f"/{sid}").status_code == 200, "it is there")  # type: ignore[misc]
+                until(lambda sid=session_id: _is_there(api, sid), "it is there")  # type: ignore[misc]
                 assert "before" in [each["content"] for each in api.history(session_id)["messages"]]
 
         service.assert_no_bug_logged(allowed=frozenset({"redis_circuit_opened"}))
@@ -207,3 +209,18 @@ class TestCluster:
 def state(node: Peer) -> bytes | None:
     told: bytes | None = node.ask("CLUSTER", "INFO")
     return told
+
+
+def _is_there(api: Api, session_id: str) -> bool:
+    """False while its shard has no primary; what else may be said of it is wrong."""
+    reply = api.call("GET", f"/{session_id}")
+    assert reply.status_code in {200, 503}, reply.text
+    return reply.status_code == 200
+
+
+def _have_copies(nodes: list[Peer], count: int) -> bool:
+    """*count* replicas are connected, and have what their primaries have."""
+    roles = [node.ask("ROLE") for node in nodes]
+    offsets = sorted(role[1] for role in roles if role[0] == b"master")
+    copied = sorted(role[4] for role in roles if role[0] == b"slave" and role[3] == b"connected")
+    return len(copied) == count and all(has >= wrote for has, wrote in zip(copied, offsets, strict=True))

@@ -67,7 +67,7 @@ class TestThePage:
         assert records - logged <= {"request_id", "session_id"}
 
     def test_has_the_published_figures(self) -> None:
-        """`python -m bench.sizing --write` makes them anew, after new ones were published."""
+        """Publishing new ones makes them anew."""
         assert sizing.filled(PAGE, read(sizing.PUBLISHED)) == PAGE
 
 
