@@ -43,6 +43,8 @@ MISSES: Final = 8
 """Two members of `ready` that cannot be claimed (their sessions lost with a failover) would name each other
 for ever: so many claims in a row may lead on and bring nothing."""
 STOPS: Final = 256
+FORGETFUL: Final = frozenset({"echo"})
+"""Kinds of agents that look at nothing but what they answer: what was said before is not read for them."""
 
 log = structlog.get_logger(__name__)
 
@@ -267,7 +269,7 @@ class Finder:
             message_id=new_message_id(),
             turn_ms=definition.turn_timeout_ms,
             max_attempts=definition.max_attempts,
-            history=definition.history,
+            history=0 if definition.kind in FORGETFUL else definition.history,
         )
 
     # ------------------------------------------------------------ stop hints
