@@ -105,6 +105,14 @@ class Sentinel(RealServer):
         flat = [part.decode() for part in self.call("SENTINEL", "MASTER", NAME)]
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
+    def has_quorum(self) -> bool:
+        """Whether it believes that enough of the others are there; a restarted one is missed for a moment."""
+        try:
+            self.call("SENTINEL", "CKQUORUM", NAME)
+        except redis.ResponseError:
+            return False
+        return True
+
     def replica_flags(self) -> list[str]:
         """What it thinks of each replica, ``slave`` if nothing is wrong."""
         rows = self.call("SENTINEL", "REPLICAS", NAME)
@@ -172,6 +180,8 @@ class Sentinels:
             return False
         replicas = [flags for sentinel in self.sentinels for flags in sentinel.replica_flags()]
         if any(flags != "slave" for flags in replicas):
+            return False
+        if not all(sentinel.has_quorum() for sentinel in self.sentinels):
             return False
         primary = self.primary
         return primary.role() == "master" and all(node.is_following(primary) for node in self.replicas)
