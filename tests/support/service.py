@@ -18,7 +18,7 @@ import httpx2
 from sessions_api.embedded import ending_with
 
 START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 45.0
 _ADDRESS = re.compile(r"Sessions API at (http://\S+)")
 _OURS = ("SESSION_", "SESSIONS_", "HOST", "PORT", "LOG_", "REDIS_URL", "PROMETHEUS_")
 
