@@ -18,7 +18,7 @@ import httpx2
 from sessions_api.embedded import ending_with
 
 START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 45.0
+STOP_TIMEOUT_S = 30.0
 _ADDRESS = re.compile(r"Sessions API at (http://\S+)")
 _OURS = ("SESSION_", "SESSIONS_", "HOST", "PORT", "LOG_", "REDIS_URL", "PROMETHEUS_")
 
@@ -102,7 +102,8 @@ class Service:
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         preload = {"LD_PRELOAD": self._preload} if self._preload else {}
-        return inherited | {"LOG_FORMAT": "json", "SESSIONS_DEV": "on"} | preload | self._env
+        own = {"LOG_FORMAT": "json", "SESSIONS_DEV": "on", "PYTHONFAULTHANDLER": "1"}
+        return inherited | own | preload | self._env
 
     def _has_address(self) -> bool:
         found = _ADDRESS.search(self.log)
@@ -148,7 +149,7 @@ class Service:
         try:
             return process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.send_signal(signal.SIGABRT)  # its log then ends with where every thread stood
             process.wait()
             raise AssertionError(f"the service did not stop:\n{self.log[-4000:]}") from None
 
