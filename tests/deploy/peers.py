@@ -11,8 +11,9 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,6 +124,13 @@ class Peer:
         return list(self.ask("ACL", "LOG") or [])
 
 
-def stop_all(peers: Sequence[Peer]) -> None:
-    for peer in peers:
-        peer.stop()
+@contextmanager
+def running(peers: Sequence[Peer]) -> Iterator[None]:
+    """Started here, and stopped whatever happens."""
+    try:
+        for peer in peers:
+            peer.start()
+        yield
+    finally:
+        for peer in peers:
+            peer.stop()

@@ -288,7 +288,7 @@ class TestFailover:
                 await asyncio.to_thread(replicated.promote, replica)
             else:
                 primary.kill()
-            await until(lambda: channel in follower.returned, within_s=30)
+            await until(lambda: follower.returned == [channel], within_s=30)
 
             await say(store, session_id, "after")
             await until(lambda: follower.messages(session_id))

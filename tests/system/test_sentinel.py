@@ -169,7 +169,7 @@ class TestFailover:
             before.kill()
             await asyncio.gather(told.go_on(), sure.go_on())
             assert time.monotonic() - started_s < STALL_S
-            assert sentinels.primary is not before
+            await on_thread(sentinels.until_moved, before.port)
 
         assert sure.lost == 0
         assert_told(told)
@@ -207,7 +207,7 @@ class TestFailover:
             before = sentinels.primary
             before.pause()
             await talk.go_on()
-            assert sentinels.primary is not before
+            await on_thread(sentinels.until_moved, before.port)
             before.resume()
             await talk.go_on()
             await on_thread(sentinels.heal)  # which makes it a replica, as the sentinels would in 10 s
