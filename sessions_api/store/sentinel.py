@@ -252,7 +252,7 @@ class SentinelAddress:
 
     async def _listen(self, connection: Connection, sentinel: Host) -> None:
         silences = 0
-        while True:
+        while self._watching:  # as above
             reply = await connection.read_response(timeout=PING_S)
             if reply is None:
                 silences += 1
