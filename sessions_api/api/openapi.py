@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from sessions_api.api.bodies import MAX_SPOKEN_CHARS
-from sessions_api.api.reference import EVENTS, OPERATIONS, PARAMETERS, Json, Operation
+from sessions_api.api.parameters import PARAMETERS, Json
+from sessions_api.api.reference import EVENTS, OPERATIONS, Operation
 from sessions_api.api.state import Rules
 from sessions_api.domain.access import RIGHTS
 from sessions_api.domain.agents import ECHO_ID
