@@ -16,7 +16,7 @@ cancels the running turn and takes all that is queued; reject wants none open. ]
 
 local once = KEYS[13]
 local message_id, turn_id, body, on_busy, fingerprint = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local is_agent_away, trace = ARGV[8] == '1', ARGV[9]
+local is_agent_away, traces = ARGV[8] == '1', ARGV[9] ~= '' and {ARGV[9]} or nil
 local MAX_QUEUED, MAX_QUEUED_BYTES = 100, 4194304
 
 local function accepted(word, id, cursor, turn, renewed, standings)
@@ -53,7 +53,7 @@ end
 local turn = {
   turn_id = turn_id, state = 'queued', messages = {}, bytes = 0, attempt = 0, claims = 0, queued_ms = now,
 }
-carry(turn, {trace})
+carry(turn, traces)
 local joined = nil
 if on_busy == 'merge' then
   local ids = list('queue')
@@ -79,7 +79,7 @@ end
 if joined then
   turn = joined
   turn_id = turn.turn_id
-  carry(turn, {trace})
+  carry(turn, traces)
 end
 local cursor = write('message', turn_id, '', body)
 turn.messages[#turn.messages + 1] = cursor

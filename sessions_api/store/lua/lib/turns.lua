@@ -57,11 +57,10 @@ end
 -- Where the requests stood that brought its messages (domain/traces.py); the first is whose
 -- trace the answer belongs to. No empty array: cjson would make an object of it.
 local function carry(turn, traces)
-  for _, trace in ipairs(traces or {}) do
-    if trace ~= '' then
-      turn.traces = turn.traces or {}
-      if #turn.traces < MAX_TRACES then turn.traces[#turn.traces + 1] = trace end
-    end
+  if not traces then return end
+  turn.traces = turn.traces or {}
+  for _, trace in ipairs(traces) do
+    if #turn.traces < MAX_TRACES then turn.traces[#turn.traces + 1] = trace end
   end
 end
 
