@@ -2,7 +2,8 @@
 
 A test that takes ``server`` runs on every kind of server there is;
 ``@pytest.mark.servers("valkey", "redis62")`` names the kinds it is for; on a Redis
-Cluster too, where that names one, or ``support/cluster.py`` its module. A test
+Cluster too, where that names one, or ``support/cluster.py`` its module, and on the
+makes between the newest and the oldest where ``support/servers.py`` names it. A test
 that is a coroutine needs no marker; it runs on uvloop, as the service does.
 """
 
@@ -20,7 +21,7 @@ import pytest
 from sessions_api.store.connection import Redis
 from sessions_api.store.keys import Keyspace
 from tests.support.cluster import ClusterServer, cluster_kinds, runs_on_cluster
-from tests.support.servers import TestServer, kinds, launch
+from tests.support.servers import EVERY_MAKE, TestServer, kinds, launch, makes_between
 
 LEFT_TIMEOUT_S = 3.0
 
@@ -40,6 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         test = metafunc.definition.originalname
         if "valkey" in wanted and runs_on_cluster(metafunc.module.__name__, test, metafunc.fixturenames):
             wanted.append("cluster")
+        if "valkey" in wanted and metafunc.module.__name__.removeprefix("tests.") in EVERY_MAKE:
+            wanted += makes_between()
         metafunc.parametrize("server", wanted, indirect=True)
 
 

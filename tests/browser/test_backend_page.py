@@ -15,7 +15,7 @@ from sessions_api.access.keyring import mint
 from tests.browser.chromium import Page, wait_until
 from tests.browser.test_chat_page import answered, said, send, session_of
 from tests.support.commands import RunningService, clean_environment
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 CHECKOUT = Path(__file__).parents[2]
 TOKEN_SECONDS = 4

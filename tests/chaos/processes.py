@@ -8,12 +8,11 @@ import re
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 
-from sessions_api.embedded import ending_with
+from tests.support.processes import ended, launched
 from tests.support.service import Service
 
 PROGRAM = Path(__file__).with_name("agent_program.py")
@@ -22,9 +21,6 @@ HOUR_S = 3600
 
 REDIS_IS_AWAY = frozenset({"redis_circuit_opened"})
 """The only event above a warning that a fault outside of the service may log."""
-
-# As for servers: a process ends with the thread that started it.
-_LAUNCHER = ThreadPoolExecutor(1, "agent launcher")
 
 
 class Replica(Service):
@@ -88,35 +84,16 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with self._log_path.open("ab") as log:
-            self._process = _LAUNCHER.submit(
-                subprocess.Popen,
-                [sys.executable, str(PROGRAM), *self._arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=ending_with(os.getpid()),
-            ).result()
+        self._process = launched([sys.executable, PROGRAM, *self._arguments], log=self._log_path)
 
     def kill(self) -> None:
         process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
+        ended(process, signal.SIGKILL)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit status."""
         process, self._process = self._process, None
-        if process is None:
-            return 0
-        process.send_signal(signal.SIGCONT)
-        process.send_signal(signal.SIGTERM)
-        try:
-            return process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+        return ended(process, within_s=20)
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)

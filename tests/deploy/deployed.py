@@ -7,7 +7,6 @@ import secrets
 import shutil
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,16 +14,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sessions_api.embedded import ending_with
-from tests.support.servers import free_port
+from tests.support.ports import free_port
+from tests.support.processes import ended, launched
 
 CHECKOUT = Path(__file__).parents[2]
 DEPLOY = CHECKOUT / "deploy"
 START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 10.0
-
-# A process ends with the thread that started it; this thread stays to the end of the run.
-_LAUNCHER = ThreadPoolExecutor(1, "deployed redis launcher")
 
 
 def allowed() -> set[str]:
@@ -71,18 +66,12 @@ class DeployedRedis:
             "REDIS_PASSWORD_FILE": str(self._folder / "password"),
         }
         start = self._folder / "redis" / "start"
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = _LAUNCHER.submit(
-                subprocess.Popen,
-                [str(start), "--port", str(self.port), "--bind", "127.0.0.1", "--maxmemory", "1gb"],
-                cwd=self._folder / "data",
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=ending_with(os.getpid()),
-            ).result()
+        self._process = launched(
+            [start, "--port", str(self.port), "--bind", "127.0.0.1", "--maxmemory", "1gb"],
+            log=self._folder / "server.log",
+            cwd=self._folder / "data",
+            env=environment,
+        )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
@@ -93,13 +82,7 @@ class DeployedRedis:
 
     def __exit__(self, *_exc: object) -> None:
         process, self._process = self._process, None
-        if process is not None:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        ended(process)
 
     def _answers(self) -> bool:
         try:

@@ -12,21 +12,17 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sessions_api.embedded import ending_with
 from tests.deploy.deployed import DEPLOY
+from tests.support.processes import ended, launched
 from tests.support.servers import binaries
-
-STOP_TIMEOUT_S: Final = 10.0
-_LAUNCHER = ThreadPoolExecutor(1, "peer launcher")
 
 
 class Peers:
@@ -75,28 +71,16 @@ class Peer:
         environment = self._peers.environment(self.name) | dict(self._environment)
         folder = self._peers.folder / self.name
         command = [str(self._peers.folder / "redis" / self._script), "--port", str(self.port)]
-        with (folder / "log").open("ab") as log:
-            self._process = _LAUNCHER.submit(
-                subprocess.Popen,
-                [*command, "--bind", "127.0.0.1", *self._words],
-                cwd=folder / "data",
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=ending_with(os.getpid()),
-            ).result()
+        self._process = launched(
+            [*command, "--bind", "127.0.0.1", *self._words],
+            log=folder / "log",
+            cwd=folder / "data",
+            env=environment,
+        )
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(number)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        ended(process, number)
 
     def ask(self, *command: Any, user: str | None = "inspector") -> Any:
         """The reply to one command; None where nobody answers, or not yet."""

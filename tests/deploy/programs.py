@@ -11,29 +11,23 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
 import httpx2
 
-from sessions_api.embedded import ending_with
 from tests.deploy.deployed import DEPLOY
-from tests.support.servers import free_port
+from tests.support.ports import free_port, free_ports
+from tests.support.processes import ended, launched
 
 START_TIMEOUT_S: Final = 20.0
-STOP_TIMEOUT_S: Final = 10.0
 SCRAPE: Final = "1s"
 """Between two scrapes, and two looks at the rules, in place of the deployed interval."""
 _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 """Debian has servers where only root looks."""
-
-_LAUNCHER = ThreadPoolExecutor(1, "program launcher")
 
 
 def found(name: str) -> str:
@@ -88,18 +82,12 @@ class Program:
         return (self.folder / "log").read_text(errors="replace")
 
     def __enter__(self) -> Self:
-        with (self.folder / "log").open("ab") as log:
-            self._process = _LAUNCHER.submit(
-                subprocess.Popen,
-                [found(self.name), *self.command()],
-                cwd=self.folder,
-                env=os.environ | self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=ending_with(os.getpid()),
-            ).result()
+        self._process = launched(
+            [found(self.name), *self.command()],
+            log=self.folder / "log",
+            cwd=self.folder,
+            env=os.environ | self.environment(),
+        )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self.is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline_s:
@@ -110,25 +98,7 @@ class Program:
 
     def __exit__(self, *_exc: object) -> None:
         process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(self.stop_signal)
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def free_ports(count: int, *, below: int = 65536) -> list[int]:
-    """So many ports, each another one: a port that was given back may be given out again at once."""
-    with ExitStack() as held:
-        ports: list[int] = []
-        while len(ports) < count:
-            probe = held.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            if probe.getsockname()[1] < below:
-                ports.append(probe.getsockname()[1])
-        return ports
+        ended(process, self.stop_signal)
 
 
 def answers(url: str, status: int = 200) -> bool:

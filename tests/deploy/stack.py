@@ -10,8 +10,9 @@ from typing import Final, Self
 import httpx2
 
 from tests.deploy.deployed import DeployedRedis
-from tests.deploy.programs import HAProxy, Nginx, Prometheus, free_ports, until
+from tests.deploy.programs import HAProxy, Nginx, Prometheus, until
 from tests.support.client import some_id
+from tests.support.ports import free_ports
 from tests.support.servers import binaries
 from tests.support.service import Service
 

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.deploy.deployed import CHECKOUT
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 ADVISORY = {
     "id": "PYSEC-2026-1",

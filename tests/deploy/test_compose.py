@@ -25,7 +25,8 @@ from tests.deploy.compose import VARIANTS, compose, health_command, image, image
 from tests.deploy.container import Container, image_of_the_service, why_not
 from tests.deploy.deployed import CHECKOUT, DEPLOY
 from tests.support.client import BASE, eventually, some_id
-from tests.support.servers import binaries, free_port
+from tests.support.ports import free_port
+from tests.support.servers import binaries
 
 PASSWORD = "5f4dcc3b5aa765d61d8327deb882cf99"
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=[name or "one-redis" for name in VARIANTS])

@@ -18,7 +18,8 @@ from websockets.typing import Subprotocol
 
 from tests.deploy.programs import HAProxy, Nginx, checked, missing
 from tests.support.client import BASE, ECHO, Stream, received_until, some_id
-from tests.support.servers import TestServer, free_port, launch
+from tests.support.ports import free_port
+from tests.support.servers import TestServer, launch
 from tests.support.service import Service
 
 pytestmark = pytest.mark.skipif(bool(missing("haproxy", "nginx")), reason=missing("haproxy", "nginx"))

@@ -10,8 +10,9 @@ import pytest
 
 from sessions_api.embedded import OPTIONS
 from tests.deploy.deployed import DEPLOY, DeployedRedis
+from tests.support.ports import free_port
 from tests.support.servers import OPTIONS as TESTED
-from tests.support.servers import binaries, free_port
+from tests.support.servers import binaries
 
 OURS_ALONE = {"bind", "protected-mode"}
 RENAMED = {"hash-max-ziplist-value": "hash-max-listpack-value"}

@@ -13,8 +13,9 @@ import pytest
 
 from tests.deploy.compose import services
 from tests.deploy.peers import Peer, Peers, running
-from tests.deploy.programs import free_ports, until
+from tests.deploy.programs import until
 from tests.support.client import Api
+from tests.support.ports import free_ports
 from tests.support.service import Service
 
 pytestmark = [
@@ -133,8 +134,7 @@ class TestCluster:
         names = [name for name in services("cluster") if name.startswith("redis")]
         assert len(names) == 6
         nodes = []
-        # A Cluster's servers speak to each other on the port that is 10,000 above.
-        for name, port in zip(names, free_ports(6, below=55_000), strict=True):
+        for name, port in zip(names, free_ports(6), strict=True):
             env = services("cluster")[name]["environment"]
             quick = ("--repl-diskless-sync-delay", "0", "--cluster-node-timeout", "2000")
             nodes.append(Peer(peers, "start", name, port, env, *quick))

@@ -13,7 +13,7 @@ import pytest
 
 from sessions_api.access.keyring import mint
 from tests.support.commands import RunningService, clean_environment
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 README = Path("README.md")
 ADDRESS = "http://127.0.0.1:3000"

@@ -16,8 +16,9 @@ import pytest
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import SessionId
 from sessions_api.domain.messages import utf16_units
+from tests.support.ports import free_port
 from tests.support.scene import AGENT, Scene
-from tests.support.servers import RealServer, free_port
+from tests.support.servers import RealServer
 from tests.support.streams import EventStream, Frame
 
 pytestmark = pytest.mark.servers("valkey")

@@ -13,7 +13,8 @@ from sessions_api.store.connection import Redis
 from tests.support.cluster import ClusterServer, running
 from tests.support.counting import served_by
 from tests.support.faulty import ECHO
-from tests.support.servers import TestServer, free_port
+from tests.support.ports import free_port
+from tests.support.servers import TestServer
 from tests.support.waiting import eventually, until
 
 one = pytest.mark.servers("cluster")

@@ -60,6 +60,14 @@ class Follower:
             await self.shards.subscribe(channel)
         return channel
 
+    def is_at(self, node: ClusterNode, channel: bytes) -> bool:
+        """All that is wanted is confirmed, *channel* by *node*, which the map has as a primary."""
+        cluster = self.shards.cluster
+        serving = cluster.serving(slot_of(channel))
+        return (
+            self.shards.is_up and serving.server == f"127.0.0.1:{node.port}" and serving in cluster.primaries
+        )
+
     def messages(self, session_id: SessionId) -> list[bytes]:
         """The contents of the messages that were heard of the session."""
         channel = self._store.keyspace.of(session_id).live
@@ -277,7 +285,7 @@ class TestFailover:
         async with (
             opened_store(replicated, deadline_ms=20_000) as store,
             Follower(store) as follower,
-            hinting(store) as hinted,
+            hinting(store) as hints,
         ):
             primary = replicated.primaries[0]
             user = user_at(store, primary, replicated)
@@ -288,12 +296,16 @@ class TestFailover:
                 await asyncio.to_thread(replicated.promote, replica)
             else:
                 primary.kill()
-            await until(lambda: follower.returned == [channel], within_s=30)
+            await opened(store, user)  # whichever command is next learns of the new primary
+            # Told of once more, if the old primary confirmed it as a replica, as it may, before it moved.
+            await until(lambda: follower.is_at(replica, channel), within_s=30)
+            assert set(follower.returned) == {channel}
 
             await say(store, session_id, "after")
             await until(lambda: follower.messages(session_id))
+            await until(lambda: hints.are_on)
             passing = await opened(store, user, config=SOON)
-            await until(lambda: passing.session_id in hinted, within_s=20)
+            await until(lambda: passing.session_id in hints.heard, within_s=20)
             replicated.mend()
             await say(store, session_id, "later")
 
@@ -304,15 +316,25 @@ class TestFailover:
 SOON = CONFIG.__class__(60, False, CONFIG.max_duration_ms, 1)
 
 
+class NotedHints(Hints):
+    def __init__(self, store: Store) -> None:
+        self.heard: list[SessionId] = []
+        super().__init__(store, on_alarm=self.heard.append)
+
+    @property
+    def are_on(self) -> bool:
+        """Every primary that we know of is listened to, and none is left to be asked for its events."""
+        return self.subscriber.is_up and not self._news.is_set() and not self._subscribed
+
+
 @asynccontextmanager
-async def hinting(store: Store) -> AsyncIterator[list[SessionId]]:
-    heard: list[SessionId] = []
-    hints = Hints(store, on_alarm=heard.append)
+async def hinting(store: Store) -> AsyncIterator[NotedHints]:
+    hints = NotedHints(store)
     await hints.start()
     task = asyncio.create_task(run_forever(hints.step, loop="test-hints"))
     try:
-        await until(lambda: hints.subscriber.is_up and not hints._news.is_set())
-        yield heard
+        await until(lambda: hints.are_on)
+        yield hints
     finally:
         await cancelled(task)
         await hints.stop()
@@ -324,7 +346,7 @@ class TestHints:
         """Their events are each server's own, and so is the setting that makes them."""
         for node in server.nodes:
             node.config_set("notify-keyspace-events", "")
-        async with opened_store(server) as store, hinting(store) as heard:
+        async with opened_store(server) as store, hinting(store) as hints:
             await eventually(lambda: _all_on(server))
 
             sessions = [
@@ -332,7 +354,7 @@ class TestHints:
                 for node in server.primaries
             ]
 
-            await until(lambda: sorted(heard) == sorted(sessions))
+            await until(lambda: sorted(hints.heard) == sorted(sessions))
 
     @one
     async def test_are_asked_for_again_at_a_server_that_restarted(self, server: ClusterServer) -> None:

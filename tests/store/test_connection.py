@@ -16,8 +16,9 @@ from sessions_api.errors import SettingsError, StorageFault, StorageFull, Storag
 from sessions_api.store.address import Address
 from sessions_api.store.connection import Redis, Script, counted_trips
 from tests.support.faulty import COUNT, ECHO, proxied
+from tests.support.ports import free_port
 from tests.support.proxy import Proxy
-from tests.support.servers import RealServer, TestServer, free_port
+from tests.support.servers import RealServer, TestServer
 from tests.support.waiting import until
 
 real = pytest.mark.servers("valkey", "redis62", "debian")

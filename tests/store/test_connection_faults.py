@@ -15,7 +15,8 @@ from sessions_api.store.connection import Redis
 from sessions_api.store.lifeline import OPEN_AFTER, Lifeline
 from sessions_api.store.lines import LOOKS, Line, LineLost, Stats
 from tests.support.faulty import COUNT, ECHO, proxied
-from tests.support.servers import RealServer, TestServer, free_port
+from tests.support.ports import free_port
+from tests.support.servers import RealServer, TestServer
 from tests.support.waiting import until
 
 real = pytest.mark.servers("valkey", "redis62", "debian")

@@ -7,8 +7,6 @@ asking: a failover leaves other primaries, a migration other owners.
 
 from __future__ import annotations
 
-import random
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,11 +18,11 @@ from typing import Any
 import redis
 
 from sessions_api.store.slots import SLOTS, slot_of
+from tests.support.ports import free_port
 from tests.support.servers import OPTIONS, RealServer, TestServer, binaries
 
 NODE_TIMEOUT_MS = 1000
 READY_TIMEOUT_S = 20.0
-BUS = 10_000
 KINDS = {"cluster": "valkey", "cluster62": "redis62"}
 """Kinds of cluster → the kind of its servers."""
 
@@ -71,7 +69,7 @@ class ClusterNode(RealServer):
 
     def __init__(self, kind: str, folder: Path, **options: str) -> None:
         super().__init__(kind, binaries()[kind], folder)
-        self.port = _free_port_with_bus()
+        self.port = free_port()
         self._options = OPTIONS | {
             "port": str(self.port),
             "bind": "127.0.0.1",
@@ -340,20 +338,3 @@ def _until(condition: Callable[[], bool]) -> None:
         if time.monotonic() > deadline_s:
             raise AssertionError(f"the cluster did not get there within {READY_TIMEOUT_S} s")
         time.sleep(0.02)
-
-
-def _free_port_with_bus() -> int:
-    """Below the ephemeral ports, with its bus's port free, too: 6.2 knows no other than this one."""
-    for port in _candidates():
-        try:
-            for number in (port, port + BUS):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", number))
-        except OSError:
-            continue
-        return port
-    raise AssertionError("no free port")
-
-
-def _candidates() -> Iterable[int]:
-    return (random.randrange(11_000, 22_000) for _ in range(1000))

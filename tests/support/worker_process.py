@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import httpx2
 
-from sessions_api.embedded import ending_with
 from tests.support.client import eventually, some_id
+from tests.support.processes import ended, launched
 
 PROGRAM = Path(__file__).with_name("worker_program.py")
-
-# As for servers: a process ends with the thread that started it.
-_LAUNCHER = ThreadPoolExecutor(1, "worker launcher")
 
 
 class WorkerProcess:
@@ -48,24 +43,15 @@ class WorkerProcess:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> Self:
-        with self._log_path.open("ab") as out, self._errors_path.open("ab") as err:
-            self._process = _LAUNCHER.submit(
-                subprocess.Popen,
-                [sys.executable, str(PROGRAM), *self._arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                preexec_fn=ending_with(os.getpid()),
-            ).result()
+        self._process = launched(
+            [sys.executable, PROGRAM, *self._arguments], log=self._log_path, errors=self._errors_path
+        )
         return self
 
     def kill(self) -> None:
         """SIGKILL, also of one that is frozen."""
         process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
+        ended(process, signal.SIGKILL)
         errors = self._errors_path.read_text() if self._errors_path.exists() else ""
         assert not errors, errors[-3000:]
 

@@ -19,7 +19,7 @@ import pytest
 
 from sessions_api.cli import COMMANDS
 from tests.support.commands import USER, RunningService, clean_environment, command
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(120)
 SECONDS = {"SESSIONS_ENV": "test", "SESSION_MIN_TIMEOUT_MINUTES": "0.01"}

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.client import eventually
 from tests.support.commands import USER, RunningService, command
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(120)
 ECHO = "00000000-0000-4000-8000-000000000001"

@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 
 from tests.support.client import Api, eventually
 from tests.support.commands import RunningService, clean_environment
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import until
 from tests.support.webhook_server import SECRET, Receiver
 

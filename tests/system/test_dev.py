@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.client import eventually
 from tests.support.commands import RunningService, command
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -12,9 +12,9 @@ from sessions_api.cli.doctor.findings import Finding, folded
 from sessions_api.cli.errors import CommandError
 from sessions_api.settings import Settings
 from tests.support.cluster import ClusterNode, ClusterServer
+from tests.support.ports import free_port
 from tests.support.sentinel import NAME, Node, Sentinel, Sentinels
 from tests.support.sentinel import eventually as eventually_true
-from tests.support.servers import free_port
 
 pytestmark = pytest.mark.timeout(120)
 SETTINGS = {"maxmemory": "1gb", "hash-max-listpack-value": "1024"}

@@ -17,7 +17,8 @@ import trustme
 from sessions_api.embedded import ending_with
 from tests.support.client import Api, eventually, problem, some_id
 from tests.support.commands import command
-from tests.support.servers import OPTIONS, START_TIMEOUT_S, binaries, free_port
+from tests.support.ports import free_port
+from tests.support.servers import OPTIONS, START_TIMEOUT_S, binaries
 from tests.support.service import Service
 
 # Of the servers that the tests have, only Debian's is built with TLS.

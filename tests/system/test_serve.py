@@ -10,7 +10,8 @@ import httpx2
 import pytest
 
 from tests.support.commands import RunningService, command
-from tests.support.servers import TestServer, free_port
+from tests.support.ports import free_port
+from tests.support.servers import TestServer
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 from tests.support.client import Api, eventually, received_until
 from tests.support.collector import Collector, Exported
 from tests.support.commands import USER, RunningService
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 from tests.support.webhook_server import SECRET, Receiver
 from tests.support.workers import Worker
 

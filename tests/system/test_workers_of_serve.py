@@ -12,7 +12,8 @@ import httpx2
 import pytest
 
 from tests.support.commands import RunningService
-from tests.support.servers import TestServer, free_port, launch
+from tests.support.ports import free_port
+from tests.support.servers import TestServer, launch
 
 pytestmark = pytest.mark.timeout(120)
 WORKERS = 2

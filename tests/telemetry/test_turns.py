@@ -30,8 +30,9 @@ from sessions_api.store.log import Appended
 from sessions_api.telemetry.tracing import OFF, Tracing
 from tests.support import asked
 from tests.support.openai_server import MODEL, ChatServer
+from tests.support.ports import free_port
 from tests.support.replicas import stores
-from tests.support.servers import TestServer, free_port
+from tests.support.servers import TestServer
 from tests.support.spans import CALLER, TRACE_ID, UNSAMPLED, Recorded, Tracer, tracing
 from tests.support.stores import AGENT, age, opened, user_body
 from tests.support.turns import BACKOFF_MS
