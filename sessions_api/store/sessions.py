@@ -189,7 +189,9 @@ class Sessions:
         for name in ("timeout_ms", "auto_renew", "max_duration_ms", "warning_ms"):
             args += getattr(change, name) or ("", "")
         match await self._scripts.run(CONFIGURE, session_id, grant, *args):
-            case [b"ok", _, now, fields]:
+            case [b"renewed" | b"kept" as word, _, now, fields]:
+                if word == b"renewed":
+                    metrics.RENEWALS.of("config").inc()
                 session = session_of(session_id, now, fields)
                 if session.warned_ms == session.now_ms:  # a wider threshold warns at once
                     metrics.count_due("warned", lag_ms=0)

@@ -10,6 +10,7 @@ from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.errors import ConfigChanged, InvalidInput
 from sessions_api.store import Store
 from tests.support.stores import CONFIG, MINUTE_MS, Ears, age, claimed, opened, say
+from tests.support.waiters import metric
 
 
 class TestConfigure:
@@ -33,6 +34,15 @@ class TestConfigure:
         assert after.expires_ms == after.last_renewal_ms + 10 * MINUTE_MS
         assert after.config.sources == "sddd"
         assert after.renewals == 0
+
+    async def test_is_counted_where_it_moves_the_deadline(self, store: Store) -> None:
+        session = await opened(store)
+        before = metric("sessions_renewals_total", by="config")
+
+        await self._patch(store, session, timeout_ms=("s", 10 * MINUTE_MS))
+        await self._patch(store, session, timeout_ms=("s", 10 * MINUTE_MS), auto_renew=("s", 0))
+
+        assert metric("sessions_renewals_total", by="config") == before + 1
 
     async def test_fields_not_named_keep_their_value(self, store: Store) -> None:
         session = await opened(store)

@@ -3,7 +3,8 @@
 KEYS   the session's twelve
 ARGV   sid, grant, op, if_match ('' = whatever), then source and value of timeout_ms,
        auto_renew, max_duration_ms, warning_ms (source '' = keep)
-REPLY  {'ok', sid, now, fields} | {'stale', sid, version} | {'past', sid, deadline}
+REPLY  {'renewed' | 'kept', sid, now, fields}, by whether the deadline moved
+       | {'stale', sid, version} | {'past', sid, deadline}
        | {'threshold' | 'duration', sid, timeout_ms, value} | expired | absent
 
 Fields not named keep their value. A threshold from a lower tier that is not below
@@ -15,7 +16,7 @@ local NAMES = {'timeout_ms', 'auto_renew', 'max_duration_ms', 'warning_ms'}
 
 local dead = over()
 if dead then return dead end
-if outcome_of(op) then return {'ok', sid, int(now), fields()} end
+if outcome_of(op) then return {'kept', sid, int(now), fields()} end
 if if_match ~= '' and tonumber(if_match) ~= s.config_version then
   return {'stale', sid, int(s.config_version)}
 end
@@ -54,4 +55,4 @@ fact('session.updated') -- the last: who hears it reads the session, and takes e
 arm(true)
 save()
 keep()
-return {'ok', sid, int(now), fields()}
+return {moved and 'renewed' or 'kept', sid, int(now), fields()}
