@@ -11,14 +11,13 @@ from typing import Any, Self
 import pytest
 
 from sessions_api.domain.ids import SessionId, UserId, partition_of_user
-from sessions_api.keeper.hints import Hints
 from sessions_api.store import Redis, Store
 from sessions_api.store.cluster import Cluster
 from sessions_api.store.fleet import Shards, live_subscriber
 from sessions_api.store.keys import Keyspace
 from sessions_api.store.slots import slot_of
-from sessions_api.telemetry.loops import cancelled, run_forever
 from tests.support.cluster import ClusterNode, ClusterServer, running
+from tests.support.hints import hinting
 from tests.support.servers import binaries
 from tests.support.stores import CONFIG, opened, say
 from tests.support.waiting import eventually, until
@@ -314,30 +313,6 @@ class TestFailover:
 
 
 SOON = CONFIG.__class__(60, False, CONFIG.max_duration_ms, 1)
-
-
-class NotedHints(Hints):
-    def __init__(self, store: Store) -> None:
-        self.heard: list[SessionId] = []
-        super().__init__(store, on_alarm=self.heard.append)
-
-    @property
-    def are_on(self) -> bool:
-        """Every primary that we know of is listened to, and none is left to be asked for its events."""
-        return self.subscriber.is_up and not self._news.is_set() and not self._subscribed
-
-
-@asynccontextmanager
-async def hinting(store: Store) -> AsyncIterator[NotedHints]:
-    hints = NotedHints(store)
-    await hints.start()
-    task = asyncio.create_task(run_forever(hints.step, loop="test-hints"))
-    try:
-        await until(lambda: hints.are_on)
-        yield hints
-    finally:
-        await cancelled(task)
-        await hints.stop()
 
 
 class TestHints:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import pytest
 from structlog.testing import capture_logs
 
-from sessions_api.domain.ids import SessionId
-from sessions_api.keeper.hints import Hints
 from sessions_api.store import Redis, Store
 from sessions_api.store.keys import Keyspace
-from sessions_api.telemetry.loops import cancelled, run_forever
+from tests.support.hints import hinting
 from tests.support.servers import RealServer
 from tests.support.stores import CONFIG, opened
 from tests.support.waiting import eventually, until
@@ -23,26 +19,13 @@ REAL = ("valkey", "redis62", "debian")
 
 
 class TestHints:
-    @asynccontextmanager
-    async def hinting(self, store: Store) -> AsyncIterator[list[SessionId]]:
-        heard: list[SessionId] = []
-        hints = Hints(store, on_alarm=heard.append)
-        await hints.start()
-        task = asyncio.create_task(run_forever(hints.step, loop="test-hints"))
-        try:
-            await until(lambda: hints.subscriber.is_up and not hints._news.is_set())
-            yield heard
-        finally:
-            await cancelled(task)
-            await hints.stop()
-
     @pytest.mark.servers(*REAL)
     async def test_tell_of_an_alarm_at_its_time(self, store: Store) -> None:
-        async with self.hinting(store) as heard:
+        async with hinting(store) as hints:
             await self.switched_on(store)
             session = await opened(store, config=CONFIG.__class__(60, False, CONFIG.max_duration_ms, 1))
 
-            await until(lambda: heard == [session.session_id])
+            await until(lambda: hints.heard == [session.session_id])
 
     @pytest.mark.servers(*REAL)
     async def test_switch_notifications_on_and_keep_what_was_set(
@@ -50,7 +33,7 @@ class TestHints:
     ) -> None:
         server.config_set("notify-keyspace-events", "Kg")
 
-        async with self.hinting(store):
+        async with hinting(store):
             await self.switched_on(store)
 
         assert set("KgEx") <= set(server.config_get("notify-keyspace-events"))
@@ -60,7 +43,7 @@ class TestHints:
         server.config_set("notify-keyspace-events", "KEA")
         before = server.config_get("notify-keyspace-events")
 
-        async with self.hinting(store):
+        async with hinting(store):
             await self.switched_on(store)
 
         assert server.config_get("notify-keyspace-events") == before
@@ -68,14 +51,14 @@ class TestHints:
     @pytest.mark.servers(*REAL)
     async def test_a_refusal_is_a_warning_and_no_failure(self, server: RealServer) -> None:
         with forbidden_config(server) as url, capture_logs() as logs:
-            async with Redis.from_url(url) as redis, self.hinting(Store(redis, Keyspace())):
+            async with Redis.from_url(url) as redis, hinting(Store(redis, Keyspace())):
                 await until(lambda: any(e["event"] == "notifications_not_switched_on" for e in logs))
 
         assert not [entry for entry in logs if entry["event"] == "loop_failed"]
 
     @pytest.mark.servers("valkey")
     async def test_are_asked_for_again_after_a_restart(self, store: Store, server: RealServer) -> None:
-        async with self.hinting(store):
+        async with hinting(store):
             await self.switched_on(store)
             server.config_set("notify-keyspace-events", "")
 
