@@ -8,9 +8,9 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 # T=path narrows `make test`; a narrowed run stays in one process so that its output is easy to read.
 T ?=
-# Two workers for the whole suite: several tests wait on real servers, few keep a core busy.
+# Three workers for the whole suite: many tests wait on real servers, and keep no core busy meanwhile.
 # One file's tests stay together, so that the servers they share start once.
-SPREAD = $(if $(T),,-n 2 --dist loadfile)
+SPREAD = $(if $(T),,-n 3 --dist loadfile)
 
 BIN := .venv/bin
 # Not an upper-case PIP: the environment has variables of such names.
