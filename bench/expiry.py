@@ -44,7 +44,7 @@ FOLLOWED = 100
 LEAST_QUIET_S = 1.0
 LAST_S = 1.0
 """How much longer the good client asks than something is due: what it has asked is answered by then."""
-SLACK = 1.5
+SLACK = 2.5
 """How much longer than the first sessions let expect the others may take to be opened."""
 PATIENCE_S = 240.0
 POLL_S = 0.05
@@ -127,6 +127,7 @@ async def _play(
     """Carry *plan* out; figures and details by what is due."""
     expected = {WARNED: plan.warned, EXPIRED: plan.sessions}
     over_s: dict[str, float] = {}
+    before = await _live(store)  # who spoke while other plans were carried out
     with Wiretap(redis, WARNED, EXPIRED) as wiretap:
         speakers, warning_ms, start_s = await _open(redis, store, plan)
         windows_s = plan.windows_s(start_s)
@@ -147,7 +148,7 @@ async def _play(
             quiet = client.between(quiet_s, start_s)
             meanwhile = {kind: client.between(windows_s[kind][0], over_s[kind]) for kind in expected}
         told = told_of(wiretap.events(), warning_ms, plan)
-    live = sum([(await store.alarms.gauges(partition)).live for partition in range(PARTITIONS)])
+    live = await _live(store) - before
     if live != len(speakers):
         raise RuntimeError(f"{live} sessions are listed, and {len(speakers)} live")
     figures: list[Figure] = []
@@ -175,6 +176,11 @@ async def _play(
             },
         }
     return figures, details
+
+
+async def _live(store: Store) -> int:
+    """How many sessions are listed as live."""
+    return sum([(await store.alarms.gauges(partition)).live for partition in range(PARTITIONS)])
 
 
 async def _open(redis: Server, store: Store, plan: Plan) -> tuple[list[str], dict[str, int], float]:

@@ -307,3 +307,43 @@ class TestTheSweep:
             return session_id in await store.ready.next_ready(agent_id)
 
         await eventually(is_so)
+
+
+class Clocked(Sweep):
+    """A sweep whose clock only its own work moves."""
+
+    clock_s = 0.0
+
+    def _now_s(self) -> float:  # type: ignore[override]
+        return self.clock_s
+
+    async def work(self, seconds: float, *, due: int) -> float:
+        """The pause that is owed for work of so long while so many alarms are due."""
+
+        async def work() -> None:
+            for _ in range(9):  # until its commands would have left
+                await asyncio.sleep(0)
+            self.clock_s += seconds
+
+        self._backlog.extend([SessionId(str(number)) for number in range(due)])
+        self._owed_s = 0.0
+        await self._paced(work())
+        self._backlog.clear()
+        return self._owed_s
+
+
+@pytest.mark.servers("fakeredis")
+class TestThePace:
+    @pytest.mark.parametrize("keepers", [1, 3])
+    async def test_is_a_quarter_and_six_tenths_while_behind(
+        self, store: Store, keepers: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Leases, "replicas", keepers)
+        sweep = Clocked(store, Leases(store, replica_id="test"))
+
+        def share(pause_s: float) -> float:
+            """Of Redis's time, for all keepers together, if all do as this one."""
+            return keepers / (1 + pause_s)
+
+        assert share(await sweep.work(1, due=64)) == pytest.approx(0.25)
+        assert share(await sweep.work(1, due=65)) == pytest.approx(0.6)
