@@ -6,7 +6,7 @@ alarms shares one round trip, and the pause after it is three times as long as R
 worked on it (more with several keepers: together they take at most a quarter of its
 time). That is the time until the replies were there.
 
-Where more is due than one batch, alarms are late already: then keepers take six tenths,
+Where more is due than one batch, alarms are late already: then keepers take three quarters,
 in batches so short that a request waits for a few milliseconds, and what a batch owes
 is at most what scripts take on the average by Redis's own clock, since a busy process
 is late to read replies. A quarter of Redis is some 1,700 alarms a second, which is all
@@ -48,7 +48,7 @@ LONGEST_PAUSE_S: Final = 1.0
 DUE_PER_PARTITION: Final = 100
 BATCH: Final = 64
 SHARE: Final = 0.25
-SHARE_BEHIND: Final = 0.6
+SHARE_BEHIND: Final = 0.75
 """Of Redis's time, at most, for all keepers together."""
 NOTICED_AT_MOST: Final = 1_000
 GHOSTS_BATCH: Final = 500
@@ -96,13 +96,17 @@ class Sweep:
             self._noticed.setdefault(session_id, trigger)
             self._news.set()
 
+    @property
+    def _is_behind(self) -> bool:
+        return len(self._backlog) + len(self._noticed) > BATCH
+
     async def step(self) -> None:
         """Wait for the next thing to do, and do one bounded batch of it."""
         await self._rest()
         if not self._backlog:
             await self._look()
         if self._noticed or self._backlog:
-            if len(self._backlog) > BATCH and self._now_s() >= self._toll_s:
+            if self._is_behind and self._now_s() >= self._toll_s:
                 await self._ask_toll()
             await self._ring(self._take_batch())
         elif self._walks:
@@ -287,9 +291,9 @@ class Sweep:
                 return await future
             finally:
                 worked_s = self._now_s() - started_s
-                if scripts and self._backlog:
+                if scripts and self._is_behind:
                     worked_s = min(worked_s, scripts * self._script_s)
-                share = SHARE_BEHIND if len(self._backlog) > BATCH else SHARE
+                share = SHARE_BEHIND if self._is_behind else SHARE
                 self._owed_s += worked_s * (self._leases.replicas / share - 1)
         finally:
             future.cancel()  # if we were, before we awaited it

@@ -335,7 +335,7 @@ class Clocked(Sweep):
 @pytest.mark.servers("fakeredis")
 class TestThePace:
     @pytest.mark.parametrize("keepers", [1, 3])
-    async def test_is_a_quarter_and_six_tenths_while_behind(
+    async def test_is_a_quarter_and_three_quarters_while_behind(
         self, store: Store, keepers: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Leases, "replicas", keepers)
@@ -346,4 +346,4 @@ class TestThePace:
             return keepers / (1 + pause_s)
 
         assert share(await sweep.work(1, due=64)) == pytest.approx(0.25)
-        assert share(await sweep.work(1, due=65)) == pytest.approx(0.6)
+        assert share(await sweep.work(1, due=65)) == pytest.approx(0.75)
