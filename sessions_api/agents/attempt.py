@@ -22,11 +22,12 @@ from sessions_api.agents.finder import Finder
 from sessions_api.agents.tally import count_answer
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import SessionId
-from sessions_api.domain.messages import utf16_units
+from sessions_api.domain.messages import after_utf16_units, utf16_units
 from sessions_api.domain.traces import trace_fields
 from sessions_api.domain.turns import Answer, ClaimedTurn
 from sessions_api.errors import (
     AnswerTooLarge,
+    DeltaGap,
     SessionExpired,
     SessionNotFound,
     StorageError,
@@ -186,7 +187,20 @@ class Attempt:
         return written
 
     async def _delta(self) -> bool:
-        """Send all that is unsent. A repeat must send the same text again, so it is joined first."""
+        """Send all that is unsent; True if the turn was cancelled.
+
+        Where a failover has lost what had arrived, that is sent once more.
+        """
+        while True:
+            try:
+                return await self._send()
+            except DeltaGap as gap:
+                log.warning("draft_rewound", **self._ids, sent=self._units_sent, expected=gap.expected)
+                self._unsent = [after_utf16_units("".join(self._said), gap.expected)]
+                self._units_sent = gap.expected
+
+    async def _send(self) -> bool:
+        """A repeat must send the same text again, so it is joined first."""
         text = self._unsent[0] if len(self._unsent) == 1 else "".join(self._unsent)
         count = len(self._unsent)
         if not text:

@@ -80,3 +80,8 @@ class NewMessage(msgspec.Struct, frozen=True):
 def utf16_units(text: str) -> int:
     """The length of *text* as JavaScript counts it."""
     return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def after_utf16_units(text: str, units: int) -> str:
+    """What of *text* comes after so many UTF-16 units; not to be asked for in the middle of a pair."""
+    return text.encode("utf-16-le", "surrogatepass")[2 * units :].decode("utf-16-le", "surrogatepass")

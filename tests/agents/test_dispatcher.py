@@ -48,6 +48,24 @@ class Says:
             yield piece
 
 
+class SaysSlowly:
+    """Says a piece for each time that :meth:`go_on` is called; then it ends."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.calls = 0
+        self._pieces = pieces
+        self._said = asyncio.Semaphore(0)
+
+    def go_on(self) -> None:
+        self._said.release()
+
+    async def answer(self, turn: ClaimedTurn, definition: AgentDefinition) -> AsyncGenerator[str, None]:
+        self.calls += 1
+        for piece in self._pieces:
+            await self._said.acquire()
+            yield piece
+
+
 class Hangs:
     """Says *piece*, then nothing more; an agent of *others* answers at once."""
 
@@ -165,6 +183,31 @@ class TestAnAnswer:
         ):
             sid, turn_id = await asked(store)
             await is_now(store, sid, turn_id, "completed")
+
+    async def test_of_which_a_failover_lost_the_end_is_sent_on_from_there(self, redis_url: str) -> None:
+        """Nothing is missing, and the agent is not asked again."""
+        connector = SaysSlowly("so \U0001f600", "it ", "is")
+        async with stores(redis_url, 1) as (store,), dispatching(store, connector):
+            sid, turn_id = await asked(store)
+            redis = store.redis
+            _, _, _, turns, draft, *_ = store.keyspace.of(sid).all()
+
+            async def has_arrived(text: str) -> bool:
+                return bool(await redis.command(b"GET", draft) == text.encode())
+
+            connector.go_on()
+            await eventually(lambda: has_arrived("so \U0001f600"))
+            before = await redis.command(b"HGET", turns, turn_id), await redis.command(b"GET", draft)
+            connector.go_on()
+            await eventually(lambda: has_arrived("so \U0001f600it "))
+            await redis.command(b"HSET", turns, turn_id, before[0])
+            await redis.command(b"SET", draft, before[1])
+            connector.go_on()
+            turn = await is_now(store, sid, turn_id, "completed")
+            body = await answer_of(store, sid, turn_id)
+
+        assert body.content == "so \U0001f600it is"
+        assert (turn.attempt, connector.calls) == (1, 1)
 
     @pytest.mark.parametrize("pieces", [("x" * 60_000, "y" * 60_000), (Answer(content="🌍" * 50_001),)])
     async def test_that_is_too_large_is_a_failed_turn(
