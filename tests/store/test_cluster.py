@@ -10,11 +10,11 @@ import pytest
 from sessions_api.errors import SettingsError, StorageUnavailable
 from sessions_api.store.cluster import ClusterAddress
 from sessions_api.store.connection import Redis
-from tests.support.cluster import ClusterServer, running
+from tests.support.cluster import ClusterServer
 from tests.support.counting import served_by
 from tests.support.faulty import ECHO
 from tests.support.ports import free_port
-from tests.support.servers import TestServer
+from tests.support.servers import TestServer, running
 from tests.support.waiting import eventually, until
 
 one = pytest.mark.servers("cluster")

@@ -10,9 +10,10 @@ import pytest
 
 from sessions_api.store.connection import Redis
 from sessions_api.store.slots import slot_of
-from tests.support.cluster import ClusterNode, ClusterServer, cluster_kinds, running
+from tests.support.cluster import ClusterNode, ClusterServer, cluster_kinds
 from tests.support.counting import Counting, served_by, topology
 from tests.support.faulty import COUNT, ECHO
+from tests.support.servers import running
 from tests.support.waiting import until
 
 one = pytest.mark.servers("cluster")

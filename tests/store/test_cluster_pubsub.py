@@ -16,9 +16,9 @@ from sessions_api.store.cluster import Cluster
 from sessions_api.store.fleet import Shards, live_subscriber
 from sessions_api.store.keys import Keyspace
 from sessions_api.store.slots import slot_of
-from tests.support.cluster import ClusterNode, ClusterServer, running
+from tests.support.cluster import ClusterNode, ClusterServer
 from tests.support.hints import hinting
-from tests.support.servers import binaries
+from tests.support.servers import binaries, running
 from tests.support.stores import CONFIG, opened, say
 from tests.support.waiting import eventually, until
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from sessions_api.store.slots import slot_of
-from tests.support.cluster import ClusterServer, cluster_kinds, running
+from tests.support.cluster import ClusterServer, cluster_kinds
 from tests.support.replicas import stores
+from tests.support.servers import running
 
 
 @pytest.fixture(scope="module", params=cluster_kinds())

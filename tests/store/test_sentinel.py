@@ -19,17 +19,14 @@ from sessions_api.store.sentinel import SentinelAddress, is_sentinel_url
 from tests.support.faulty import COUNT
 from tests.support.ports import free_port
 from tests.support.sentinel import NAME, Node, Sentinels
+from tests.support.servers import running
 from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
-    group = Sentinels("valkey", tmp_path_factory.mktemp("sentinels"))
-    try:
-        group.start()
+    with running(Sentinels("valkey", tmp_path_factory.mktemp("sentinels"))) as group:
         yield group
-    finally:
-        group.stop()
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ asking: a failover leaves other primaries, a migration other owners.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -317,15 +316,6 @@ class ClusterServer(TestServer):
             if first <= slot <= last:
                 return self.at(port)
         raise AssertionError(f"nobody serves slot {slot}")
-
-
-@contextmanager
-def running(server: ClusterServer) -> Iterator[ClusterServer]:
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
 
 
 def _knows(node: ClusterNode, node_id: str) -> bool:

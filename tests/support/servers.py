@@ -14,9 +14,11 @@ import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import redis
 from fakeredis import TcpFakeServer
@@ -74,6 +76,27 @@ def makes_between() -> dict[str, Path]:
         for folder in (wheel.submodule_search_locations or []) if wheel else []:
             found[kind] = Path(folder) / "bin" / name
     return found
+
+
+class Startable(Protocol):
+    """A server, or several that belong together."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+S = TypeVar("S", bound=Startable)
+
+
+@contextmanager
+def running(server: S) -> Iterator[S]:
+    """*server* from its start to its end, which comes also where it only half started."""
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def launch(kind: str, folder: Path) -> TestServer:

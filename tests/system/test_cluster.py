@@ -12,8 +12,9 @@ from sessions_api.domain.ids import SessionId
 from sessions_api.store.keys import Keyspace
 from sessions_api.store.slots import slot_of
 from tests.support.client import ECHO, Api, eventually, some_id
-from tests.support.cluster import ClusterServer, cluster_kinds, running
+from tests.support.cluster import ClusterServer, cluster_kinds
 from tests.support.load import Chat, Follower, chatting, check, followed
+from tests.support.servers import running
 from tests.support.service import Service
 from tests.support.waiting import until
 

@@ -15,6 +15,7 @@ from tests.support.cluster import ClusterNode, ClusterServer
 from tests.support.ports import free_port
 from tests.support.sentinel import NAME, Node, Sentinel, Sentinels
 from tests.support.sentinel import eventually as eventually_true
+from tests.support.servers import running
 
 pytestmark = pytest.mark.timeout(120)
 SETTINGS = {"maxmemory": "1gb", "hash-max-listpack-value": "1024"}
@@ -42,10 +43,8 @@ def bad(found: dict[str, list[Finding]]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
-    group = Sentinels("valkey", tmp_path_factory.mktemp("sentinels"))
-    group.start()
-    yield group
-    group.stop()
+    with running(Sentinels("valkey", tmp_path_factory.mktemp("sentinels"))) as group:
+        yield group
 
 
 @pytest.fixture

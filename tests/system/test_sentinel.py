@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.client import Api, eventually, problem
 from tests.support.sentinel import NAME, Sentinels
+from tests.support.servers import running
 from tests.support.service import Service
 from tests.support.talk import AWAY, STALL_S, assert_told, on_thread, talking
 
@@ -26,12 +27,8 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
-    group = Sentinels("valkey", tmp_path_factory.mktemp("group"))
-    try:
-        group.start()
+    with running(Sentinels("valkey", tmp_path_factory.mktemp("group"))) as group:
         yield group
-    finally:
-        group.stop()
 
 
 def started(
