@@ -117,8 +117,12 @@ class Upgraded(WebSocketsSansIOProtocol):
         """As uvicorn's; what is said to a client that is gone is dropped.
 
         That it is gone, the app is told where it listens, and there alone: an
-        error here would reach it in the middle of saying something else.
+        error here would reach it in the middle of saying something else. One that went
+        before it was accepted is not accepted by uvicorn, which would then take whatever
+        is said next for a mistake of the app's.
         """
+        if self.transport.is_closing() and not self.handshake_complete:
+            return
         with suppress(ClientDisconnected):
             await super().send(message)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -48,7 +49,14 @@ def workers(service: RunningService) -> set[int]:
     """The processes that serve; beside them there is a helper of multiprocessing."""
     pid = service.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(word) for word in children if b"spawn_main" in Path(f"/proc/{word}/cmdline").read_bytes()}
+    return {int(word) for word in children if b"spawn_main" in _command_of(word)}
+
+
+def _command_of(pid: str) -> bytes:
+    """Nothing of one that is gone by now."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def gauge(port: str, name: str) -> float:
