@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 import hiredis
 
 from bench.processes import Server
+from sessions_api.live.events import facts_of
 from sessions_api.store.lines import pack
 
 PATTERN = b"sa:live:*"
@@ -81,7 +82,6 @@ class Wiretap:
             reader.feed(chunk)
             while (reply := reader.gets()) is not False:
                 _, _, channel, payload = reply
-                head = payload.partition(b"\n")[0].decode()
-                kind, _cursor, _prev, _rev, now, *args = head.split(" ")
-                if kind in self._counts:
-                    yield Published(channel[-36:].decode(), kind, int(now), args)
+                for (kind, _cursor, _prev, _rev, now, _bytes, *args), _ in facts_of(payload):
+                    if kind in self._counts:
+                        yield Published(channel[-36:].decode(), kind, int(now), args)

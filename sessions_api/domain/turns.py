@@ -22,7 +22,7 @@ class TurnError(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One turn as its record in ``turns:{t}:<sid>`` has it (JSON, same names).
+    """One turn as its record in the session's hash has it (a MessagePack map, same names).
 
     Instants are milliseconds of Redis's clock, 0 where not yet.
     """

@@ -1,13 +1,14 @@
 r"""What the scripts publish, as the events that followers are told.
 
-A payload is ``<type> <cursor> <prev> <rev> <now_ms> <args…>\n<body>``: words that
-need no JSON, then bytes that are copied. It is parsed once per process, and
-rendered once for all its followers.
+A payload is all that one script has to tell: for each fact
+``<type> <cursor> <prev> <rev> <now_ms> <bytes> <args…>\n``, words that need no JSON,
+then so many bytes that are copied, and a line feed. It is parsed once per process, and rendered
+once for all its followers.
 """
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -22,6 +23,9 @@ from sessions_api.wire import events as wire
 from sessions_api.wire.instants import iso
 from sessions_api.wire.messages import entry_data
 from sessions_api.wire.sessions import session_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOGGED: Final = frozenset({"message.created", "turn.failed", "turn.cancelled"})
 
@@ -125,21 +129,34 @@ class Event:
         return f"Event({self.type}, cursor={self.cursor}, rev={self.rev})"
 
 
-def of_payload(session_id: SessionId, payload: bytes) -> Event:
-    """The event of a published *payload*.
+def of_payload(session_id: SessionId, payload: bytes) -> list[Event]:
+    """The events of a published *payload*, in their order.
 
     Raises:
         StorageFault: it is none that our scripts publish.
     """
     try:
-        return _of_payload(session_id, payload)
+        return [_of_fact(session_id, words, body) for words, body in facts_of(payload)]
     except (ValueError, IndexError) as error:
         raise StorageFault(f"published on a live channel: {payload[:80]!r}") from error
 
 
-def _of_payload(session_id: SessionId, payload: bytes) -> Event:
-    head, _, body = payload.partition(b"\n")
-    kind, cursor, prev, rev, now, *args = head.decode("ascii").split(" ")
+def facts_of(payload: bytes) -> Iterator[tuple[list[str], bytes]]:
+    """The words and the body of each fact.
+
+    Raises:
+        ValueError, IndexError: it is none that our scripts publish.
+    """
+    start = 0
+    while start < len(payload):
+        end = payload.index(b"\n", start) + 1
+        words = payload[start : end - 1].decode("ascii").split(" ")
+        start = payload.index(b"\n", end + int(words[5])) + 1
+        yield words, payload[end : start - 1]
+
+
+def _of_fact(session_id: SessionId, words: list[str], body: bytes) -> Event:
+    kind, cursor, prev, rev, now, _, *args = words
     event = Event(kind, session_id, int(now), b"{}", cursor=int(cursor), prev=int(prev), rev=int(rev))
     if kind == "turn.delta":
         _read_delta(event, args, body)

@@ -295,9 +295,9 @@ class Tails:
         tail = self._tails.get(channel)
         if tail is None or not tail.listeners:
             return
-        event = events.of_payload(tail.session_id, payload)
-        self._ahead_ms = event.time_ms - time.monotonic() * 1000
-        tail.offer(event)
+        for event in events.of_payload(tail.session_id, payload):
+            self._ahead_ms = event.time_ms - time.monotonic() * 1000
+            tail.offer(event)
 
     def _on_resubscribed(self, channels: Iterable[bytes] | None) -> None:
         """Whatever was published there meanwhile is lost (None: anywhere): compare those positions now."""

@@ -61,7 +61,8 @@ class Store:
         flat = await self.redis.command(b"HGETALL", self.keyspace.meta, safe=True)
         found = dict(zip(flat[::2], flat[1::2], strict=True))
         problems = [
-            f"Redis holds sessions of {name.decode()} {found[name].decode()}, not {value.decode()} as we do"
+            f"Redis holds sessions of {name.decode()} {found[name].decode()}, not {value.decode()} as we do: "
+            "take another Redis, SESSIONS_KEY_PREFIX, or (dev) SESSIONS_DATA_DIR"
             for name, value in mine.items()
             if found.get(name) != value
         ]

@@ -3,11 +3,11 @@
 ========================  ======  ==================================================  =====================
 key                       type    holds                                               life
 ========================  ======  ==================================================  =====================
-``session:{t}:<sid>``     hash    the session; after expiry its tombstone             end + retention
+``session:{t}:<sid>``     hash    the session (``state.py``), after expiry its          end + retention
+                                  tombstone; turn id → record of a turn
 ``alarm:{t}:<sid>``       string  nothing: its TTL is the next alarm, its ``expired``  next alarm
                                   notification the hint
 ``log:{t}:<sid>``         stream  the conversation; created with its first entry      as the session
-``turns:{t}:<sid>``       hash    turn id → record; ``queued``, ``ended``: id lists   as the session
 ``draft:{t}:<sid>``       string  the running answer so far                           as the session
 ``once:{t}:<sha256>``     string  idempotency: what the first success was, no content 24 h, or 10 s
 ``limit:{t}:<policy>:…``  string  GCRA: when the whole quota is there again           the window
@@ -55,7 +55,7 @@ from sessions_api.domain.ids import (
     partition_of_session,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 
 TAGS: tuple[str, ...] = tuple(
     (
@@ -151,7 +151,7 @@ class PartitionKeys:
         self.tag = tag
         for name in ("due", "ready", "running", "users", "agents", "near", "keeper"):
             setattr(self, name, f"{prefix}{name}:{{{tag}}}".encode())
-        for name in ("session", "alarm", "log", "turns", "draft", "once", "limit", "live"):
+        for name in ("session", "alarm", "log", "draft", "once", "limit", "live"):
             setattr(self, f"{name}_", f"{prefix}{name}:{{{tag}}}:".encode())
 
     due: bytes
@@ -164,7 +164,6 @@ class PartitionKeys:
     session_: bytes
     alarm_: bytes
     log_: bytes
-    turns_: bytes
     draft_: bytes
     once_: bytes
     limit_: bytes
@@ -201,13 +200,12 @@ class SessionKeys:
         return self.partition.limit_ + f"{policy}:{subject}".encode()
 
     def all(self) -> list[bytes]:
-        """session, alarm, log, turns, draft, due, ready, users, agents, near, running, live."""
+        """session, alarm, log, draft, due, ready, users, agents, near, running, live."""
         part, sid = self.partition, self.sid
         return [
             part.session_ + sid,
             part.alarm_ + sid,
             part.log_ + sid,
-            part.turns_ + sid,
             part.draft_ + sid,
             part.due,
             part.ready,

@@ -29,8 +29,8 @@ from sessions_api.domain.ids import (
 )
 from sessions_api.domain.sessions import Session
 from sessions_api.errors import FieldError, InvalidInput, StorageFault
-from sessions_api.store.scripts import session_of
 from sessions_api.store.sessions import READ
+from sessions_api.store.state import session_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Iterable

@@ -23,7 +23,8 @@ from sessions_api.errors import (
 from sessions_api.store.limits import Asked, in_script, refused, standings
 from sessions_api.store.pages import read_messages
 from sessions_api.store.records import draft_of, entry_of
-from sessions_api.store.scripts import FIELDS, expired_of, load, session_of, unknown
+from sessions_api.store.scripts import expired_of, load, unknown
+from sessions_api.store.state import read_state, session_of
 from sessions_api.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from sessions_api.domain.sessions import OnBusy, Session
     from sessions_api.store.scripts import Scripts
     from sessions_api.store.sessions import Once
+    from sessions_api.store.state import State
 
 APPEND = load("append")
 SPEAK = load("speak")
 HISTORY = load("history")
 REPLAY = load("replay")
 
-_POSITION_FIELDS = (b"cursor", b"rev", b"expires_ms", b"held_until_ms", b"reason")
 MAX_CURSOR = 2**53
 PAGE_ENTRIES = 200
 PAGE_BYTES = 256 * 1024
@@ -301,7 +302,7 @@ class Log:
                 return Replay(
                     session=None,
                     expired=expired_of(session_id, reply),
-                    newest=int(fields[FIELDS.index("cursor")]),
+                    newest=read_state(fields[0]).cursor,
                     oldest=int(oldest),
                     draft=None,
                     entries=[entry_of(entry) for entry in entries],
@@ -314,21 +315,17 @@ class Log:
     async def positions(self, session_ids: list[SessionId]) -> list[Position | None]:
         """Where each session stands, None if it is gone. One round trip for all."""
         redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        time, *rows = await asyncio.gather(
+        time, *states = await asyncio.gather(
             redis.command(b"TIME", safe=True),
             *(
-                redis.command(b"HMGET", keyspace.of(session_id).session, *_POSITION_FIELDS, safe=True)
+                redis.command(b"HGET", keyspace.of(session_id).session, b"state", safe=True)
                 for session_id in session_ids
             ),
         )
         now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
-        positions: list[Position | None] = []
-        for cursor, rev, expires, held, reason in rows:
-            if expires is None:
-                positions.append(None)
-                continue
-            end_ms = max(int(expires), int(held or 0))
-            positions.append(
-                Position(int(cursor or 0), int(rev or 0), end_ms, bool(reason) or now_ms >= end_ms)
-            )
-        return positions
+        return [None if packed is None else _position(read_state(packed), now_ms) for packed in states]
+
+
+def _position(state: State, now_ms: int) -> Position:
+    end_ms = max(state.expires_ms, state.held_until_ms)
+    return Position(state.cursor, state.rev, end_ms, bool(state.reason) or now_ms >= end_ms)

@@ -11,11 +11,11 @@ from sessions_api.domain.turns import Draft, Turn
 from sessions_api.errors import StorageFault
 
 _entry = LogEntry._make
-_decode_turn = msgspec.json.Decoder(Turn, strict=False).decode
+_decode_turn = msgspec.msgpack.Decoder(Turn, strict=False).decode
 
 
 def turn_of(record: bytes) -> Turn:
-    """A turn from its record in ``turns:{t}:<sid>``."""
+    """A turn from its record in its session's hash."""
     return _decode_turn(record)
 
 

@@ -1,7 +1,8 @@
 """The scripts: each state transition is one, and this is how they are put together and run.
 
 A file in ``lua/`` says ``-- needs: session clock``; those parts of ``lua/lib`` are
-put before it, and the session's fields, whose one list is here, before them.
+put before it, and what reads a session's state (``state.py``) before them. What it
+calls ``-- rarely:`` is made when it is called.
 Every reply of a session's script has the session's id in second place, so that
 another session's reply can never pass for it.
 """
@@ -13,11 +14,10 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 from sessions_api.domain.access import Grant
-from sessions_api.domain.ids import AppName, SessionId, TurnId
-from sessions_api.domain.sessions import Session
-from sessions_api.domain.timeouts import TimeoutConfig
+from sessions_api.domain.ids import SessionId
 from sessions_api.errors import SessionExpired, SessionNotFound, StorageFault, Unauthenticated
 from sessions_api.store.connection import Redis, Reply, Script
+from sessions_api.store.state import STATE_OF, in_places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,33 +25,12 @@ if TYPE_CHECKING:
     from sessions_api.store.keys import Keyspace
     from sessions_api.store.lines import Arg
 
-TEXTS: Final = (
-    "app",
-    "agent_id",
-    "user_id",
-    "metadata",
-    "sources",
-    "on_busy",
-    "turn",
-    "turn_state",
-    "ops",
-    "reason",
-)
-NUMBERS: Final = (
-    "created_ms", "timeout_ms", "auto_renew", "max_duration_ms", "warning_ms", "retention_ms",
-    "expires_ms", "held_until_ms", "last_activity_ms", "last_renewal_ms", "renewals", "warned_ms",
-    "cursor", "config_version", "rev", "queued", "queued_bytes", "retry_ms", "ready_ms", "alarm_ms",
-    "log_bytes", "listed_ms", "token_epoch",
-)  # fmt: skip
-FIELDS: Final = TEXTS + NUMBERS
-"""The fields of ``session:{t}:<sid>``, in the order scripts reply them."""
-
-
 _TELL: Final = "redis.call('PUBLISH', live, message)"
 _TELL_SHARD: Final = f"if type(redis.pcall('SPUBLISH', live, message)) == 'table' then {_TELL} end"
 """On a cluster: past its bus, to those who subscribed at this server (``fleet.py``). Redis 6.2 cannot."""
 
-_FUNCTION: Final = re.compile(r"^local function (\w+)\(.*(?: end|\n(?:(?!end$).*\n)*end)$", re.MULTILINE)
+_COMMENT: Final = re.compile(r"--\[\[(?s:.*?)\]\]|--.*")
+_FUNCTION: Final = re.compile(r"^local function (\w+)\(.*?(?: end|\n(?:(?!end$).*\n)*end)$", re.MULTILINE)
 
 
 def load(name: str) -> Script:
@@ -62,72 +41,48 @@ def load(name: str) -> Script:
     if not needs:
         return Script(name, text)
     parts = "\n".join((folder / "lib" / f"{part}.lua").read_text() for part in needs[1].split())
-    session = [_field_access()] if "session" in needs[1].split() else []
-    whole = "\n".join([*session, _used(parts, by=text), text])
+    rare = re.search(r"^-- rarely: (.+)$", text, re.MULTILINE)
+    whole = _assembled(parts, text, rare[1].split() if rare else [])
+    if "session" in needs[1].split():
+        whole = f"{STATE_OF}\n{in_places(whole)}"
     return Script(name, whole, on_cluster=whole.replace(_TELL, _TELL_SHARD))
 
 
-def _used(parts: str, *, by: str) -> str:
-    """*parts* without the functions that the script does not reach: each would be made anew at every call."""
+def _assembled(parts: str, text: str, rare: list[str]) -> str:
+    """*text* after what it needs of *parts*. Lua makes each function anew at every call of the script,
+    which costs more than most of them do; so those that it does not reach are left out, and those that
+    it reaches by the *rare* ones alone are made when the first of these is called.
+    """
     functions = {function[1]: function[0] for function in _FUNCTION.finditer(parts)}
+    top = _FUNCTION.sub("", parts)
+    often = _reached(functions, [top, text], without=rare)
+    seldom = _reached(functions, [functions[name] for name in rare]) | set(rare)
+    if not rare:
+        return f"{_only(often, parts)}\n{text}"
+    calls = re.compile(rf"\b({'|'.join(rare)})\(")
+    made = "\n".join(functions[name] for name in functions if name in seldom - often)
+    kept = ", ".join(f"{name} = {name}" for name in rare)
+    rarely = (
+        f"local rare\nrarely = function()\nif not rare then\n{made}\nrare = {{{kept}}}\nend\nreturn rare\nend"
+    )
+    front, behind = (calls.sub(r"rarely().\1(", part) for part in (_only(often, parts), text))
+    return f"local rarely\n{front}\n{rarely}\n{behind}"
+
+
+def _only(names: set[str], parts: str) -> str:
+    return _FUNCTION.sub(lambda function: function[0] if function[1] in names else "", parts)
+
+
+def _reached(functions: dict[str, str], texts: list[str], *, without: Sequence[str] = ()) -> set[str]:
+    """The *functions* that *texts* call, and those that these call."""
     reached: set[str] = set()
-    ahead = [_FUNCTION.sub("", parts), by]
+    ahead = list(texts)
     while ahead:
-        for word in set(re.findall(r"\w+", ahead.pop())) & functions.keys() - reached:
+        words = set(re.findall(r"\w+", _COMMENT.sub("", ahead.pop())))
+        for word in words & functions.keys() - reached - set(without):
             reached.add(word)
             ahead.append(functions[word])
-    return _FUNCTION.sub(lambda function: function[0] if function[1] in reached else "", parts)
-
-
-def _field_access() -> str:
-    """Lua that reads and replies the fields, written out once for all of them."""
-    names = ", ".join(f"'{name}'" for name in FIELDS)
-    place = {name: number for number, name in enumerate(FIELDS, start=1)}
-    texts = ", ".join(f"{name} = v[{place[name]}] or ''" for name in TEXTS)
-    numbers = ", ".join(f"{name} = tonumber(v[{place[name]}] or 0)" for name in NUMBERS)
-    told = [f"changed.{name} ~= nil and s.{name} or v[{place[name]}] or ''" for name in TEXTS]
-    told += [f"changed.{name} ~= nil and int(s.{name}) or v[{place[name]}] or '0'" for name in NUMBERS]
-    return (
-        f"local function read_fields(key) local v = redis.call('HMGET', key, {names}) "
-        f"return {{{texts}, {numbers}}}, v end\n"
-        f"local function reply_fields(s, v, changed, int) return {{{', '.join(told)}}} end"
-    )
-
-
-def session_of(session_id: SessionId, now: bytes, fields: list[bytes]) -> Session:
-    """A session from a script's ``now`` and ``fields``."""
-    texts, numbers = fields[: len(TEXTS)], fields[len(TEXTS) :]
-    app, agent_id, user_id, metadata, sources, on_busy, turn, turn_state, _ops, _reason = texts
-    (
-        created_ms, timeout_ms, auto_renew, max_duration_ms, warning_ms, retention_ms,
-        expires_ms, held_until_ms, last_activity_ms, last_renewal_ms, renewals, warned_ms,
-        cursor, config_version, rev, queued, *_, token_epoch,
-    ) = map(int, numbers)  # fmt: skip
-    return Session(
-        session_id=session_id,
-        now_ms=int(now),
-        app=AppName(app.decode()),
-        agent_id=agent_id.decode(),
-        user_id=user_id.decode(),
-        created_ms=created_ms,
-        metadata=metadata,
-        config=TimeoutConfig(timeout_ms, auto_renew == 1, max_duration_ms, warning_ms, sources.decode()),
-        on_busy=on_busy.decode(),  # type: ignore[arg-type]  # written by create alone, from the same Literal
-        retention_ms=retention_ms,
-        expires_ms=expires_ms,
-        held_until_ms=held_until_ms,
-        last_activity_ms=last_activity_ms,
-        last_renewal_ms=last_renewal_ms,
-        renewals=renewals,
-        warned_ms=warned_ms,
-        cursor=cursor,
-        config_version=config_version,
-        rev=rev,
-        turn_id=TurnId(turn.decode()) if turn else None,
-        turn_state=(turn_state.decode() or None),  # type: ignore[arg-type]  # queued, running or none
-        queued=queued,
-        token_epoch=token_epoch,
-    )
+    return reached
 
 
 def expired_of(session_id: SessionId, reply: list[Any]) -> SessionExpired:
@@ -174,7 +129,7 @@ class Scripts:
         return self.checked(script, session_id, reply)
 
     async def look(
-        self, script: Script, session_id: SessionId, grant: Grant, *args: Arg, keys: int = 5
+        self, script: Script, session_id: SessionId, grant: Grant, *args: Arg, keys: int = 4
     ) -> list[Any]:
         """Run *script*, which only reads, with the first *keys* keys of the session."""
         of = self.keyspace.of(session_id)

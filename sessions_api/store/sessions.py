@@ -20,7 +20,8 @@ from sessions_api.errors import (
     StorageFault,
     TooManyOpenSessions,
 )
-from sessions_api.store.scripts import load, session_of, unknown
+from sessions_api.store.scripts import load, unknown
+from sessions_api.store.state import session_of
 from sessions_api.telemetry import metrics
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from sessions_api.errors import (
 )
 from sessions_api.store.pages import Messages, read_messages
 from sessions_api.store.records import entry_of, turn_of
-from sessions_api.store.scripts import FIELDS, load, session_of, unknown
+from sessions_api.store.scripts import load, unknown
+from sessions_api.store.state import read_state, session_of
 from sessions_api.store.written import Written, count_became, count_lost, read_written
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Turns:
                 raise unknown(CLAIM, reply)
 
     def _past(self, log: bytes, before: int, history: int, fields: list[bytes]) -> Awaitable[Messages]:
-        is_small = int(fields[FIELDS.index("log_bytes")]) <= 4 * HISTORY_BYTES
+        is_small = read_state(fields[0]).log_bytes <= 4 * HISTORY_BYTES
         return read_messages(
             self._scripts.redis,
             log,

@@ -22,7 +22,7 @@ from sessions_api.domain.turns import Answer, ClaimedTurn, Turn
 from sessions_api.store import Store
 from sessions_api.wire.messages import read_body
 from tests.support.replicas import stores
-from tests.support.stores import age, opened, say
+from tests.support.stores import age, opened, say, state_of
 from tests.support.waiters import metric
 from tests.support.waiting import eventually, until
 
@@ -190,17 +190,17 @@ class TestAnAnswer:
         async with stores(redis_url, 1) as (store,), dispatching(store, connector):
             sid, turn_id = await asked(store)
             redis = store.redis
-            _, _, _, turns, draft, *_ = store.keyspace.of(sid).all()
+            record, _, _, draft, *_ = store.keyspace.of(sid).all()
 
             async def has_arrived(text: str) -> bool:
                 return bool(await redis.command(b"GET", draft) == text.encode())
 
             connector.go_on()
             await eventually(lambda: has_arrived("so \U0001f600"))
-            before = await redis.command(b"HGET", turns, turn_id), await redis.command(b"GET", draft)
+            before = await redis.command(b"HGET", record, turn_id), await redis.command(b"GET", draft)
             connector.go_on()
             await eventually(lambda: has_arrived("so \U0001f600it "))
-            await redis.command(b"HSET", turns, turn_id, before[0])
+            await redis.command(b"HSET", record, turn_id, before[0])
             await redis.command(b"SET", draft, before[1])
             connector.go_on()
             turn = await is_now(store, sid, turn_id, "completed")
@@ -236,7 +236,7 @@ class TestAFailure:
         async with stores(redis_url, 1) as (store,), dispatching(store, Says(failure)):
             sid, turn_id = await asked(store)
             turn = await is_now(store, sid, turn_id, "queued")
-            until_ms = int(await store.redis.command(b"HGET", store.keyspace.of(sid).session, b"retry_ms"))
+            until_ms = (await state_of(store, sid)).retry_ms
 
         assert turn.attempt == 1
         assert until_ms - turn.started_ms >= 20_000

@@ -22,7 +22,7 @@ GONE_S = 10.0
 AT_ONCE = 8
 SPARE_DESCRIPTORS = 8
 """Of connections that workers, webhooks and Redis have by chance."""
-OF_SESSIONS = ("session:", "alarm:", "log:", "turns:", "draft:")
+OF_SESSIONS = ("session:", "alarm:", "log:", "draft:")
 OF_CLIENTS = ("sessions_followers", "sessions_running_turns")
 INDEXES = ("due:", "ready:", "running:", "users:", "agents:", "near:")
 

@@ -26,6 +26,7 @@ LUA = Path(sessions_api.__file__).parent / "store" / "lua"
 RARE = {
     "exists": "finds what an index holds of lost sessions, after a keeper was away for a whole retention",
     "xdel": "trims a conversation of more than 10,000 entries or 8 MiB",
+    "xlen": "counts the entries of one that is long enough to have so many",
 }
 LOOKING = {"memory|usage", "scan", "zcount"}
 """What doctor alone asks, of what is stored."""

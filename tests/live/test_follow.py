@@ -13,6 +13,7 @@ from sessions_api.domain.sessions import ConfigChange
 from sessions_api.errors import SessionNotFound, TooManyFollowers
 from tests.support.scene import USER, Scene, contents, data, types
 from tests.support.servers import RealServer
+from tests.support.stores import put_state
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.servers("valkey")
@@ -119,8 +120,7 @@ class TestFollow:
         answering = await scene.claim(session.session_id)
         for piece in ("Hel", "lo 🙂"):
             await answering.say(piece)
-        key = scene.store.keyspace.of(session.session_id).session
-        await scene.redis.command(b"HSET", key, b"held_until_ms", b"1", safe=True)
+        await put_state(scene.store, session.session_id, held_until_ms=1)
         assert (await scene.store.alarms.ring(session.session_id)).outcome == "lapsed"
         await follower.until(lambda event: event.type == "turn.queued" and event.rev > 2)
 

@@ -26,6 +26,7 @@ from sessions_api.live.waiting import Watch
 from tests.support.proxy import Proxy
 from tests.support.scene import Answering, Follower, Scene, data
 from tests.support.servers import RealServer
+from tests.support.stores import put_state
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.servers("valkey")
@@ -232,8 +233,7 @@ class Play:
 
     async def _set(self, instant: str) -> None:
         """That instant has come: the lease's end, or that of the pause before the next attempt."""
-        key = self._far.store.keyspace.of(self._session_id).session
-        await self._far.redis.command(b"HSET", key, instant.encode(), b"1", safe=True)
+        await put_state(self._far.store, self._session_id, **{instant: 1})
         await self._far.store.alarms.ring(self._session_id)
 
     async def _say(self, answering: Answering, pieces: list[str]) -> None:

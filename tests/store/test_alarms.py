@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from sessions_api.domain import timeouts
 from sessions_api.domain.access import EVERYTHING
-from sessions_api.domain.ids import new_op_id, partition_of_session
+from sessions_api.domain.ids import LOCAL_APP, SessionId, new_op_id, partition_of_session
 from sessions_api.domain.sessions import ConfigChange, Session
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.domain.turns import ClaimedTurn
@@ -26,19 +27,22 @@ from tests.support.stores import (
     age,
     claimed,
     complete,
+    is_life,
     new_session,
     opened,
     say,
+    state_of,
 )
 from tests.support.timeout_cases import CASES, Case, Step
+from tests.support.turns import started
 from tests.support.waiting import until
 
 SLACK_MS = 3_000  # what may really pass between the steps of a case, on a loaded machine
 TOMBSTONE = {
-    b"app", b"agent_id", b"user_id", b"metadata", b"created_ms",
-    b"timeout_ms", b"auto_renew", b"max_duration_ms", b"warning_ms", b"sources", b"on_busy", b"retention_ms",
-    b"config_version", b"last_activity_ms", b"last_renewal_ms", b"renewals", b"expires_ms", b"reason",
-    b"cursor", b"rev",
+    "app", "agent_id", "user_id", "created_ms",
+    "timeout_ms", "auto_renew", "max_duration_ms", "warning_ms", "sources", "on_busy", "retention_ms",
+    "config_version", "last_activity_ms", "last_renewal_ms", "renewals", "expires_ms", "reason",
+    "cursor", "rev", "keys_until_ms",
 }  # fmt: skip
 
 
@@ -89,26 +93,25 @@ async def test_lives(store: Store, server: TestServer, case: Case) -> None:
     """The scripts lead every life as the policy does: the same cases as in tests/domain."""
     session = await opened(store, config=case.config)
     life = Life(store, session)
-    of = store.keyspace.of(session.session_id)
     for number, step in enumerate(case.steps):
         where = f"{case.name}: step {number + 1}"
         await age(store, session.session_id, step.after_ms)
         await life.do(step)
-        fields = server.call("HGETALL", of.session)
-        created = int(fields[b"created_ms"])
-        assert near_one(int(fields[b"expires_ms"]) - created, step.expires_ms), where
-        assert fields.get(b"reason", b"").decode() == step.ends, where
+        state = await state_of(store, session.session_id)
+        assert near_one(state.expires_ms - state.created_ms, step.expires_ms), where
+        assert state.reason == step.ends, where
         if step.ends:
-            assert b"warned_ms" not in fields, where
+            assert state.warned_ms == 0, where
             return
-        assert (int(fields.get(b"warned_ms", 0)) > 0) is step.near, where
+        assert (state.warned_ms > 0) is step.near, where
         assert (await store.listing.near()) == step.near, where
         read = await store.sessions.read(session.session_id, grant=EVERYTHING)
         if step.act in {"renew", "release"} or (
             step.act in {"message", "heartbeat"} and case.config.auto_renew
         ):
             # Exact: by the instants that the script itself decided with.
-            assert read.expires_ms == timeouts.deadline_ms(created, read.last_renewal_ms, read.config), where
+            deadline_ms = timeouts.deadline_ms(state.created_ms, read.last_renewal_ms, read.config)
+            assert read.expires_ms == deadline_ms, where
         assert read.expires_ms <= read.max_expires_ms
         assert read.held_until_ms <= read.max_expires_ms
 
@@ -206,7 +209,7 @@ class TestExpiry:
     async def test_leaves_a_tombstone_of_exactly_these_fields(self, store: Store, server: TestServer) -> None:
         session = await opened(store, metadata=b'{"a":1}')
         sid = session.session_id
-        await say(store, sid)
+        first = await say(store, sid)
         await complete(store, await claimed(store, sid))
         await say(store, sid)
         taken = await claimed(store, sid)
@@ -217,16 +220,17 @@ class TestExpiry:
         await store.alarms.ring(sid)
 
         of = store.keyspace.of(sid)
-        fields = server.call("HGETALL", of.session)
+        state = await state_of(store, sid)
 
-        assert set(fields) <= TOMBSTONE
-        assert set(fields) >= TOMBSTONE - {b"cursor"}
-        assert fields[b"reason"] == b"timeout"
-        assert int(fields[b"expires_ms"]) == before.expires_ms - CONFIG.timeout_ms
-        assert fields[b"metadata"] == b'{"a":1}'
-        ttl = server.call("PTTL", of.session)
-        assert near_one(ttl, RETENTION_MS)
-        assert server.call("EXISTS", of.all()[1], of.all()[4]) == 0
+        assert {name for name, value in msgspec.structs.asdict(state).items() if value} == TOMBSTONE
+        assert state.reason == "timeout"
+        assert state.expires_ms == before.expires_ms - CONFIG.timeout_ms
+        turns = {first.turn_id, taken.turn.turn_id}
+        fields = {name.decode() for name in server.call("HKEYS", of.session)}
+        assert fields == {"state", "metadata", *turns, "0", "1"}
+        assert server.call("HGET", of.session, "metadata") == b'{"a":1}'
+        assert is_life(server.call("PTTL", of.session), RETENTION_MS, slack_ms=SLACK_MS)
+        assert server.call("EXISTS", of.all()[1], of.all()[3]) == 0
 
     async def test_ends_every_open_turn_before_the_session(self, store: Store, ears: Ears) -> None:
         session = await opened(store)
@@ -259,8 +263,30 @@ class TestExpiry:
         await store.alarms.ring(session.session_id)
 
         names = {key.removeprefix(b"sa:").split(b":")[0] for key in sorted(server.keys())}
-        assert names == {b"session", b"log", b"turns", b"meta"}
+        assert names == {b"session", b"log", b"meta"}
         assert await store.listing.total(app=None) == await store.listing.near() == 0
+
+    async def test_after_the_retention_it_is_not_there_though_its_keys_are(
+        self, store: Store, server: TestServer
+    ) -> None:
+        taken = await started(store)
+        sid = SessionId(taken.session_id)
+        await age(store, sid, CONFIG.timeout_ms)
+        await store.alarms.ring(sid)
+        for key in store.keyspace.of(sid).all()[:3]:
+            server.call("PEXPIRE", key, 3 * RETENTION_MS)
+        await age(store, sid, RETENTION_MS)
+
+        assert server.call("EXISTS", store.keyspace.of(sid).session) == 1
+        for call in (
+            store.sessions.read(sid, grant=LOCAL_APP),
+            store.sessions.end(sid, grant=LOCAL_APP),
+            store.log.history(sid, grant=LOCAL_APP, limit=1, ended=True),
+            store.log.replay(sid, grant=LOCAL_APP, after=0),
+            store.turns.read(sid, taken.turn.turn_id, grant=LOCAL_APP),
+        ):
+            with pytest.raises(SessionNotFound):
+                await call
 
     async def test_after_the_retention_nothing_is_left(self, store: Store, server: TestServer) -> None:
         """By Redis itself: nobody has to clean up."""

@@ -29,6 +29,7 @@ from tests.support.stores import (
     new_session,
     once,
     opened,
+    put_state,
     say,
     user_body,
     written,
@@ -116,7 +117,7 @@ class TestAppend:
             "XADD", of.all()[2], f"{ahead}-0", "kind", "message", "prev", last, "turn", "", "status", "",
             "body", "{}",
         )  # fmt: skip
-        server.call("HSET", of.session, "cursor", ahead)
+        await put_state(store, sid, cursor=ahead)
 
         later = [await say(store, sid) for _ in range(3)]
 

@@ -155,7 +155,7 @@ class TestAcknowledged:
             grant, op = EVERYTHING, OpId("op1")
             beating = asyncio.create_task(first.sessions.heartbeat(session.session_id, grant=grant, op=op))
             key = first.keyspace.of(session.session_id).session
-            await until(lambda: b"op1" in (primary.call("HGET", key, "ops") or b""))
+            await until(lambda: b"op1" in primary.call("HGET", key, "state"))
 
             with pytest.raises(NotReplicated):
                 await second.sessions.heartbeat(session.session_id, grant=grant, op=op)

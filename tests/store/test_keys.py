@@ -6,12 +6,16 @@ import re
 from collections.abc import Iterator
 from importlib.resources import files
 from types import ModuleType
+from typing import Any
 
+import msgspec
 import pytest
 
+from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import (
     PARTITIONS,
     AgentId,
+    OpId,
     SessionId,
     UserId,
     new_session_id,
@@ -39,6 +43,7 @@ from sessions_api.store.attendance import Presence
 from sessions_api.store.connection import Redis, Script
 from sessions_api.store.keys import TAGS, Keyspace
 from sessions_api.store.replicas import Identity
+from sessions_api.store.state import State, in_places
 from tests.support.servers import TestServer
 from tests.support.stores import AGENT, USER, Ears, age, claimed, opened, say
 
@@ -99,13 +104,13 @@ class TestKeyspace:
     def test_only_standing_keys_may_live_without_a_ttl(self) -> None:
         keyspace = Keyspace()
         of = keyspace.of(new_session_id(USER))
-        session, alarm, log_, turns_, draft, due, ready, users, agents_, near, running, _live = of.all()
+        session, alarm, log_, draft, due, ready, users, agents_, near, running, _live = of.all()
 
         assert all(map(keyspace.is_standing, (due, ready, users, agents_, near, running)))
         assert all(map(keyspace.is_standing, (keyspace.replicas, keyspace.definitions, keyspace.meta)))
         assert all(map(keyspace.is_standing, (keyspace.presence, keyspace.states)))
         assert not keyspace.is_standing(keyspace.workers(AGENT))
-        assert not any(map(keyspace.is_standing, (session, alarm, log_, turns_, draft, of.once("x"))))
+        assert not any(map(keyspace.is_standing, (session, alarm, log_, draft, of.once("x"))))
         assert not keyspace.is_standing(keyspace.partition(0).keeper)
         assert not keyspace.is_standing(keyspace.limit("policy", "subject"))
         assert not keyspace.is_standing(of.limit("policy", "subject"))
@@ -133,7 +138,7 @@ class TestKeyspace:
 
 class TestOpen:
     async def test_writes_down_what_it_is(self, store: Store, server: TestServer) -> None:
-        assert server.call("HGET", "sa:meta", "schema") == b"1"
+        assert server.call("HGET", "sa:meta", "schema") == b"2"
         assert server.call("HGET", "sa:meta", "partitions") == b"64"
         await store.open()
 
@@ -201,15 +206,28 @@ class TestScriptTexts:
         script = next(script for _, script in _scripts() if script.name == name)
         assert code_of(script.source.decode()).count("'TIME'") <= 1
 
-    def test_fields_are_named_once(self) -> None:
-        assert len(set(scripts.FIELDS)) == len(scripts.FIELDS)
+    def test_a_field_that_there_is_not_does_not_load(self) -> None:
+        assert in_places("set('app', s.rev)") == "set(1, s[25])"
+        for wrong in ("s.revision = 1", "set('revision', 1)"):
+            with pytest.raises(KeyError, match="revision"):
+                in_places(wrong)
 
-    def test_every_field_that_a_script_writes_is_listed(self) -> None:
-        for name in [*FILES, *(f"lib/{part}" for part in LIB)]:
-            for field in re.findall(r"\bset\('([a-z_]+)'", code_of(text_of(name))):
-                assert field in scripts.FIELDS, (name, field)
-            for field in re.findall(r"\bs\.([a-z_]+)", code_of(text_of(name))):
-                assert field in scripts.FIELDS, (name, field)
+    async def test_a_field_of_a_later_release_is_blank_until_then_and_kept_by_who_does_not_know_it(
+        self, store: Store, server: TestServer
+    ) -> None:
+        session = await opened(store)
+        key = store.keyspace.of(session.session_id).session
+        state: list[Any] = msgspec.msgpack.decode(server.call("HGET", key, "state"))
+        server.call("HSET", key, "state", msgspec.msgpack.encode(state[:-2]))  # of an earlier release
+
+        beaten, _ = await store.sessions.heartbeat(session.session_id, grant=EVERYTHING, op=OpId("op"))
+        assert beaten.renewals == session.renewals + 1
+        state = msgspec.msgpack.decode(server.call("HGET", key, "state"))
+        server.call("HSET", key, "state", msgspec.msgpack.encode([*state, "later"]))
+        await store.sessions.heartbeat(session.session_id, grant=EVERYTHING, op=OpId("another"))
+
+        assert msgspec.msgpack.decode(server.call("HGET", key, "state"))[-1] == "later"
+        assert len(state) == len(State.__struct_fields__)
 
 
 def _python_files() -> list[str]:

@@ -275,7 +275,7 @@ class TestOpenOf:
         for sid in sids:
             await say(store, sid)
         ghost = sids.pop()
-        server.call("DEL", *store.keyspace.of(ghost).all()[:5])
+        server.call("DEL", *store.keyspace.of(ghost).all()[:4])
         await claimed(store, sids[0])
         assert len(await store.ready.open_of(AGENT)) == 101
 

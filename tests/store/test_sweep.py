@@ -25,7 +25,7 @@ from sessions_api.telemetry import metrics
 from sessions_api.telemetry.loops import cancelled, run_forever
 from tests.support.replicas import facts
 from tests.support.servers import TestServer
-from tests.support.stores import AGENT, CONFIG, MINUTE_MS, Ears, age, claimed, opened, say
+from tests.support.stores import AGENT, CONFIG, MINUTE_MS, Ears, age, claimed, opened, put_state, say
 from tests.support.waiting import eventually, until
 
 OTHER_AGENT = AgentId("b" + AGENT[1:])
@@ -109,7 +109,7 @@ class TestTheSweep:
         with capture_logs() as logs:
             async with facts(store) as heard, sweeping(store):
                 await until(lambda: len(self.delays(logs, broken)) == 2)
-                server.call("HDEL", store.keyspace.of(broken).all()[3], "queue")
+                await put_state(store, broken, queue="")
 
                 await until(lambda: "session.expired" in heard.types.get(broken, []))
 
@@ -120,10 +120,9 @@ class TestTheSweep:
         """A session past its end whose turns cannot be read."""
         session = await opened(store)
         sid = session.session_id
-        await say(store, sid)
-        turns = store.keyspace.of(sid).all()[3]
+        turn_id = (await say(store, sid)).turn_id
         await age(store, sid, CONFIG.timeout_ms)
-        server.call("HSET", turns, server.call("HGET", turns, "queue"), "{broken")
+        server.call("HSET", store.keyspace.of(sid).session, turn_id, b"\x8f")  # ends in its first byte
         return sid
 
     @staticmethod
@@ -141,7 +140,7 @@ class TestTheSweep:
         living = await opened(store)
         ghosts = [(await opened(store)).session_id for _ in range(3)]
         for ghost in ghosts:
-            server.call("DEL", *store.keyspace.of(ghost).all()[:5])
+            server.call("DEL", *store.keyspace.of(ghost).all()[:4])
         partition = store.keyspace.partition(partition_of_session(living.session_id))
         server.call("ZADD", partition.due, 1, ghosts[0])
 
@@ -201,7 +200,7 @@ class TestTheSweep:
     ) -> None:
         ghost, living = [(await opened(store)).session_id for _ in range(2)]
         await say(store, ghost)
-        server.call("DEL", *store.keyspace.of(ghost).all()[:5])
+        server.call("DEL", *store.keyspace.of(ghost).all()[:4])
         await say(store, living)
 
         async with facts(store) as heard, sweeping(store):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from sessions_api.domain.access import EVERYTHING
@@ -39,8 +39,8 @@ async def say(
 def record(server: TestServer, session_id: SessionId, turn_id: str) -> dict[str, Any]:
     """The turn as it is stored."""
     keys = server.keys()
-    [turns] = [key for key in keys if b"turns:" in key and session_id.encode() in key]
-    found: dict[str, Any] = json.loads(server.call("HGET", turns, turn_id))
+    [turns] = [key for key in keys if b"session:" in key and session_id.encode() in key]
+    found: dict[str, Any] = msgspec.msgpack.decode(server.call("HGET", turns, turn_id))
     return found
 
 

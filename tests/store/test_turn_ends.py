@@ -11,7 +11,7 @@ from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, SessionId, TurnId
 from sessions_api.errors import TurnLost, TurnNotFound
 from sessions_api.store import Store
-from tests.support.stores import AGENT, Ears, age, claimed, complete, opened, say
+from tests.support.stores import AGENT, Ears, age, claimed, complete, opened, say, state_of
 from tests.support.turns import FIRST_LEASE_MS, LEASE_MS, act, kinds, lapsed, reclaimed, started, turn_of
 
 
@@ -191,9 +191,7 @@ class TestFail:
             pause_ms=asked_ms,
         )  # fmt: skip
 
-        retry_ms = int(
-            await store.redis.command(b"HGET", store.keyspace.of(sid).session, b"retry_ms", safe=True)
-        )
+        retry_ms = (await state_of(store, sid)).retry_ms
         after = await store.sessions.read(sid, grant=EVERYTHING)
         assert before.now_ms + pause_ms <= retry_ms <= after.now_ms + pause_ms
         assert (await reclaimed(store, taken, pause_ms)).turn.attempt == 2
@@ -352,9 +350,9 @@ class TestCancel:
         assert draft is not None
         assert draft.text == "so far"
 
-    @pytest.mark.parametrize("turn_id", ["queue", "ended", "0"])
+    @pytest.mark.parametrize("turn_id", ["0", "1", "state"])
     async def test_only_turns_are_turns(self, store: Store, turn_id: str) -> None:
-        """The hash of turns has two fields that are none."""
+        """The hash of turns has a ring in it, too: its places are no turns."""
         taken = await started(store)
         sid = SessionId(taken.session_id)
         await complete(store, taken)

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from sessions_api.domain.agents import ECHO_ID, AgentDefinition
 from sessions_api.domain.ids import SessionId
+from sessions_api.live.events import facts_of
 from sessions_api.store import Redis, Store
 from sessions_api.store.keys import Keyspace
 from sessions_api.store.pubsub import Subscriber
@@ -35,9 +36,9 @@ class Facts:
 
     def hear(self, channel: bytes, payload: bytes) -> None:
         session_id = SessionId(channel[-36:].decode())
-        kind = payload.split(b" ", 1)[0].decode()
-        self.types.setdefault(session_id, []).append(kind)
-        self.on_fact(session_id, kind)
+        for words, _ in facts_of(payload):
+            self.types.setdefault(session_id, []).append(words[0])
+            self.on_fact(session_id, words[0])
 
     def count(self, session_id: SessionId) -> Counter[str]:
         return Counter(self.types.get(session_id, []))

@@ -25,6 +25,7 @@ from fakeredis import TcpFakeServer
 from fakeredis._clients._tcp_server import TCPFakeRequestHandler
 
 from sessions_api.embedded import find_server
+from tests.support import luamsgpack
 from tests.support.ports import free_port
 from tests.support.processes import launched
 
@@ -280,6 +281,7 @@ class FakeServer(TestServer):
         self._server: TcpFakeServer | None = None
 
     def start(self) -> None:
+        luamsgpack.teach()
         self._server = TcpFakeServer(("127.0.0.1", 0), server_type="redis", server_version=(7, 4))
         self._server.daemon_threads = True
         self._server.RequestHandlerClass = _Answering

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import redis
 
 from sessions_api.domain.access import EVERYTHING
@@ -27,10 +28,12 @@ from sessions_api.domain.messages import LogEntry, NewMessage
 from sessions_api.domain.sessions import NewSession, OnBusy, Session
 from sessions_api.domain.timeouts import TimeoutConfig
 from sessions_api.domain.turns import ClaimedTurn
+from sessions_api.live.events import facts_of
 from sessions_api.store import Store
 from sessions_api.store.connection import Script
 from sessions_api.store.log import Appended
 from sessions_api.store.sessions import Once
+from sessions_api.store.state import STATE_OF, State, in_places, read_state
 from tests.support.servers import TestServer
 
 USER = UserId("11111111-1111-4111-8111-111111111111")
@@ -46,48 +49,70 @@ RETENTION_MS = 60 * MINUTE_MS
 # is what they would see that much later, to the millisecond, and no test has to wait for it.
 AGE = Script(
     "age",
-    """
-local session, alarm, log, turns, draft, due, ready, users, agents, near = unpack(KEYS)
+    STATE_OF
+    + in_places("""
+local session, alarm, log, draft, due, ready, users, agents, near = unpack(KEYS)
 local sid, by = ARGV[1], tonumber(ARGV[2])
 local function int(x) return string.format('%.0f', x) end
-local app = redis.call('HGET', session, 'app')
-if not app then return {'absent'} end
+local state = redis.call('HGET', session, 'state')
+if not state then return {'absent'} end
+local s = state_of(state)
 redis.call('ZREM', due, '') -- a write that frees comes first: time passes when Redis is full, too
-local listed = redis.call('HGET', session, 'listed_ms') or redis.call('HGET', session, 'created_ms')
-for key, id in pairs({[users] = 'user_id', [agents] = 'agent_id'}) do
-  local owner = app .. ':' .. string.lower(redis.call('HGET', session, id)) .. ':'
-  if redis.call('ZREM', key, owner .. listed .. ':' .. sid) == 1 then
+local listed = s.listed_ms > 0 and s.listed_ms or s.created_ms
+for key, id in pairs({[users] = s.user_id, [agents] = s.agent_id}) do
+  local owner = s.app .. ':' .. string.lower(id) .. ':'
+  if redis.call('ZREM', key, owner .. int(listed) .. ':' .. sid) == 1 then
     redis.call('ZADD', key, 0, owner .. int(listed - by) .. ':' .. sid)
   end
 end
-for _, name in ipairs({'created_ms', 'expires_ms', 'held_until_ms', 'last_activity_ms', 'last_renewal_ms',
-    'warned_ms', 'retry_ms', 'alarm_ms', 'listed_ms'}) do
-  local value = tonumber(redis.call('HGET', session, name) or 0)
-  if value > 0 then redis.call('HSET', session, name, int(value - by)) end
-end
-local records = redis.call('HGETALL', turns)
+local function earlier(instant) return instant > 0 and instant - by or 0 end
+s.created_ms, s.expires_ms = earlier(s.created_ms), earlier(s.expires_ms)
+s.held_until_ms, s.last_activity_ms = earlier(s.held_until_ms), earlier(s.last_activity_ms)
+s.last_renewal_ms = earlier(s.last_renewal_ms)
+s.warned_ms, s.retry_ms, s.alarm_ms = earlier(s.warned_ms), earlier(s.retry_ms), earlier(s.alarm_ms)
+s.listed_ms, s.keys_until_ms, s.hint_ms = earlier(s.listed_ms), earlier(s.keys_until_ms), earlier(s.hint_ms)
+redis.call('HSET', session, 'state', cmsgpack.pack(s))
+local records = redis.call('HGETALL', session)
 for i = 1, #records, 2 do
-  if string.sub(records[i + 1], 1, 1) == '{' then
-    local turn = cjson.decode(records[i + 1])
+  if #records[i] == 36 then
+    local turn = cmsgpack.unpack(records[i + 1])
     if turn.lease_ms then turn.lease_ms = turn.lease_ms - by end
     if turn.not_before_ms then turn.not_before_ms = turn.not_before_ms - by end
     if turn.deadline_ms then turn.deadline_ms = turn.deadline_ms - by end
-    redis.call('HSET', turns, records[i], cjson.encode(turn))
+    redis.call('HSET', session, records[i], cmsgpack.pack(turn))
   end
 end
 for _, index in ipairs({due, near}) do
   local score = redis.call('ZSCORE', index, sid)
   if score then redis.call('ZADD', index, int(score - by), sid) end
 end
-for _, key in ipairs({session, alarm, log, turns, draft}) do
+for _, key in ipairs({session, alarm, log, draft}) do
   local left = redis.call('PTTL', key)
   if left >= 0 then
     if left <= by then redis.call('DEL', key) else redis.call('PEXPIRE', key, int(left - by)) end
   end
 end
 return {'ok'}
-""",
+"""),
 )
+
+
+def is_life(ttl_ms: int, left_ms: int, *, slack_ms: int) -> bool:
+    """Whether a key of a session that is to be seen for *left_ms* lives so long, and hardly longer."""
+    return left_ms - slack_ms < ttl_ms < left_ms + MINUTE_MS + slack_ms
+
+
+async def state_of(store: Store, session_id: SessionId) -> State:
+    """The session's state as it is stored."""
+    packed = await store.redis.command(b"HGET", store.keyspace.of(session_id).session, b"state", safe=True)
+    return read_state(packed)
+
+
+async def put_state(store: Store, session_id: SessionId, **fields: Any) -> None:
+    """Set *fields* of the session's state, by no rule of the service."""
+    state = msgspec.structs.replace(await state_of(store, session_id), **fields)
+    key = store.keyspace.of(session_id).session
+    await store.redis.command(b"HSET", key, b"state", msgspec.msgpack.encode(state), safe=True)
 
 
 async def age(store: Store, session_id: SessionId, by_ms: int) -> None:
@@ -197,6 +222,7 @@ def once(key: str = "key", *, content: bytes = b"content", scope: str = "scope")
 # ------------------------------------------------------------------ the store as a whole
 
 _INSTANT = re.compile(rb"\b1[0-9]{12}\b")
+_FIRST_INSTANT = 10**12
 
 
 def dump(server: TestServer) -> dict[bytes, Any]:
@@ -228,11 +254,23 @@ def _timeless(text: bytes) -> bytes:
     return _INSTANT.sub(b"<ms>", text)
 
 
-def _read(text: bytes) -> Any:
-    """A turn's record by its members: Lua encodes them in no particular order."""
-    return (
-        json.loads(_timeless(text).replace(b"<ms>", b'"<ms>"')) if text.startswith(b'{"') else _timeless(text)
-    )
+def _read(value: bytes) -> Any:
+    """A session's state or a turn's record by its members: Lua writes those in no particular order."""
+    if value[:1] < b"\x80":
+        return _timeless(value)
+    return _without_instants(msgspec.msgpack.decode(value))
+
+
+def _without_instants(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _without_instants(member) for name, member in value.items()}
+        case list():
+            return [_without_instants(member) for member in value]
+        case int():
+            return "<ms>" if value > _FIRST_INSTANT else value
+        case _:
+            return value
 
 
 class Ears:
@@ -263,9 +301,8 @@ class Ears:
             if channel.startswith(b"sa:wake:"):
                 events.append(("wake", channel.decode(), data))
             else:
-                head, payload = data.split(b"\n", 1)
-                words = head.decode().split(" ")
-                events.append((words[0], " ".join(words[5:]), payload))
+                for words, body in facts_of(data):
+                    events.append((words[0], " ".join(words[6:]), body))
 
     def types(self) -> list[str]:
         """The types of what was heard, hints aside."""

@@ -161,7 +161,7 @@ async def test_another_schema_met_after_the_start_is_said_and_nothing_is_served(
     """Redis was away when the replica started, and came with what it cannot read (else: test_serve.py)."""
     server = launch("valkey", tmp_path / "redis")
     assert isinstance(server, RealServer)
-    server.call("HSET", "sa:meta", "schema", "2", "partitions", "64")
+    server.call("HSET", "sa:meta", "schema", "3", "partitions", "64")
     server.stop()
     service = Service(tmp_path / "service", redis_url=server.url)
     try:
@@ -172,7 +172,7 @@ async def test_another_schema_met_after_the_start_is_said_and_nothing_is_served(
 
         [refused] = [record for record in service.records() if record["event"] == "store_refused"]
         assert refused["level"] == "critical"
-        assert "schema 2, not 1 as we do" in json.dumps(refused["problems"])
+        assert "schema 3, not 2 as we do" in json.dumps(refused["problems"])
         assert service.readiness() == 503
         assert "Traceback" not in service.log
     finally:

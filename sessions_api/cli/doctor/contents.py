@@ -10,6 +10,7 @@ from sessions_api.domain.ids import PARTITIONS
 from sessions_api.errors import StorageUnavailable
 from sessions_api.store import Store
 from sessions_api.store.inspection import Inspection, Refused, Server, inspecting
+from sessions_api.store.state import read_state
 
 OVERDUE_MS: Final = 10_000
 CROWDED: Final = 2.0
@@ -190,13 +191,13 @@ async def _sample(ask: Inspection, prefix: str) -> _Sample:
 
 async def _weighed(ask: Inspection, prefix: str, key: bytes) -> _Sample:
     log = f"{prefix}log:".encode() + key.removeprefix(f"{prefix}session:".encode())
-    reason = await ask.ask("HGET", key, "reason")
+    state = await ask.ask("HGET", key, "state")
     weight, of_log = await ask.ask("MEMORY", "USAGE", key), await ask.ask("MEMORY", "USAGE", log)
-    for reply in (reason, weight, of_log):
+    for reply in (state, weight, of_log):
         if isinstance(reply, Refused):
             raise _Unseen(reply.reason)
     weight, of_log = weight or 0, of_log or 0
-    ended = bool(reason)
+    ended = state is not None and bool(read_state(state).reason)
     return _Sample(
         int(not ended), 0 if ended else weight, int(ended), weight if ended else 0, int(of_log > 0), of_log
     )

@@ -1,6 +1,6 @@
 --[[ abandon: nobody will answer: every open turn of a session fails for good.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, code, message
 REPLY  {'ok', sid, became, abandoned} | expired | absent
 

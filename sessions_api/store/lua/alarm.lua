@@ -1,6 +1,6 @@
 --[[ alarm: do whatever is due for a session, each at most once, and set the next alarm.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant
 REPLY  {'expired' | 'warned' | 'lapsed' | 'idle', sid, lag_ms, lost} | {'absent', sid}
 
@@ -10,6 +10,7 @@ DEL, so that it works when Redis is full, and leaves `due` last: should it fail
 half-way, the session still has its promise. `lost` is the agent whose last attempt
 at a turn lapsed, or ''. ]]
 -- needs: session clock turns ending
+-- rarely: expire retry_or_fail
 
 if s.app == '' then
   redis.call('ZREM', near, sid)
@@ -34,15 +35,14 @@ if s.turn_state == 'running' and s.held_until_ms <= now then
     lost = string.lower(s.agent_id)
     if s.auto_renew == 1 then renew('turn') end
   end
-  reckon(nil)
+  reckon()
 elseif s.retry_ms > 0 and s.retry_ms <= now then
   set('retry_ms', 0)
-  reckon(nil)
+  reckon()
 end
 local late = warn()
 if late then word, lag_ms = 'warned', late end
 set('alarm_ms', 0)
 arm(true)
 save()
-keep()
 return {word, sid, int(lag_ms), lost}

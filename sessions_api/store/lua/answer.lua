@@ -1,6 +1,6 @@
 --[[ answer: the log entry that answers a turn.
 
-KEYS   the session's five
+KEYS   the session's four
 ARGV   sid, grant, turn_id, after (cursor of its message, 0 = unknown)
 REPLY  {'ok', sid, entry} | {'none', sid} | absent
 
@@ -13,9 +13,9 @@ local BATCH = 200
 
 local dead = over()
 if dead and dead[1] ~= 'expired' then return dead end
-local record = redis.call('HGET', turns, turn_id)
-local cursor = record and cjson.decode(record).answer or 0
-if cursor and cursor > 0 then
+local record = redis.call('HGET', session, turn_id)
+local cursor = is_record(record) and cmsgpack.unpack(record).answer or 0
+if cursor > 0 then
   local entry = redis.call('XRANGE', log, int(cursor), int(cursor))[1]
   if entry then return {'ok', sid, entry} end
 end

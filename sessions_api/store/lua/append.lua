@@ -1,6 +1,6 @@
 --[[ append: a user's message enters the log and gets its turn.
 
-KEYS   the session's twelve, once, the limits that hold for the message
+KEYS   the session's eleven, once, the limits that hold for the message
 ARGV   sid, grant, message_id, turn_id, body, on_busy ('' = the session's),
        fingerprint ('' without a key), is_agent_away ('1': refuse all but a repeat),
        trace ('' = none), then quota and window_ms of each limit
@@ -13,8 +13,9 @@ Repeatable by its turn id; a message that opens no turn of its own, by its once
 entry. onBusy: queue opens a turn; merge joins the last queued one; interrupt
 cancels the running turn and takes all that is queued; reject wants none open. ]]
 -- needs: session clock turns ending limits
+-- rarely: cancel expire read_limits refusing charge_all queued_turns reason
 
-local once = KEYS[13]
+local once = KEYS[12]
 local message_id, turn_id, body, on_busy, fingerprint = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local is_agent_away, traces = ARGV[8] == '1', ARGV[9] ~= '' and {ARGV[9]} or nil
 local MAX_QUEUED, MAX_QUEUED_BYTES = 100, 4194304
@@ -25,7 +26,9 @@ end
 
 local stranger = refused_by_grant()
 if stranger then return stranger end
-local first = redis.call('GET', once)
+if on_busy == '' then on_busy = s.on_busy end
+local is_kept = fingerprint ~= '' or on_busy == 'merge' -- nothing else leaves an entry
+local first = is_kept and redis.call('GET', once)
 if first then
   local known, id, cursor, turn, renewed = string.match(first, '(%S+) (%S+) (%S+) (%S+) (%S+)')
   if known ~= (fingerprint ~= '' and fingerprint or '-') then return {'mismatch', sid} end
@@ -36,11 +39,13 @@ if before then return accepted('ok', message_id, int(before.opened), turn_id, be
 local dead = over()
 if dead then return dead end
 if is_agent_away then return {'away', sid, s.agent_id} end
-local limits = read_limits(now, 14, 10)
-local refusal, retry_after_ms = refusing(limits)
-if refusal then return {'limited', sid, refusal, retry_after_ms} end
+local limits = nil
+if KEYS[13] then
+  limits = read_limits(now, 13, 10)
+  local refusal, retry_after_ms = refusing(limits)
+  if refusal then return {'limited', sid, refusal, retry_after_ms} end
+end
 
-if on_busy == '' then on_busy = s.on_busy end
 -- A user's message is by the session's user, whom the replica does not know without a read.
 if string.sub(body, 1, 12) ~= '{"authorId":' then
   body = '{"authorId":"' .. s.user_id .. '",' .. string.sub(body, 2)
@@ -56,12 +61,12 @@ local turn = {
 carry(turn, traces)
 local joined = nil
 if on_busy == 'merge' then
-  local ids = list('queue')
-  joined = ids[#ids] and turn_of(ids[#ids])
+  local last = string.match(s.queue, '%S+$')
+  joined = last and turn_of(last)
   if joined and joined.attempt > 0 then joined = nil end -- a worker may still answer it as it was
 elseif on_busy == 'interrupt' then
-  local queue = list('queue')
-  redis.call('HSET', session, 'last_activity_ms', int(now)) -- the first write can fail for want of memory
+  local queue = queued_turns()
+  redis.call('HSET', session, 'state', stored[1]) -- the first write can fail for want of memory
   if s.turn_state == 'running' then cancel(turn_of(s.turn), 'interrupt') end
   if now >= s.expires_ms and s.auto_renew == 0 then -- only the turn kept it alive: over, with this
     set('expires_ms', now)
@@ -96,7 +101,7 @@ else
   fact('turn.queued', turn_id)
 end
 put(turn)
-if s.turn_state ~= 'running' then reckon(nil) end
+if s.turn_state ~= 'running' then reckon() end
 if fingerprint ~= '' or joined then
   redis.call('SET', once, (fingerprint ~= '' and fingerprint or '-') .. ' ' .. message_id .. ' ' .. int(cursor)
     .. ' ' .. turn_id .. ' ' .. renewed, 'PX', fingerprint ~= '' and 86400000 or 10000)
@@ -105,5 +110,4 @@ trim()
 warn()
 arm()
 save()
-keep()
-return accepted('ok', message_id, int(cursor), turn_id, renewed, charge_all(limits, now))
+return accepted('ok', message_id, int(cursor), turn_id, renewed, limits and charge_all(limits, now))

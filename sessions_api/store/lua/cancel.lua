@@ -1,6 +1,6 @@
 --[[ cancel: end a turn that is queued or running; what was said so far stays.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, turn_id, by (user | agent)
 REPLY  {'ok', sid, became, record} | {'unknown', sid} | expired | absent
 
@@ -21,9 +21,8 @@ if turn.state == 'queued' or turn.state == 'running' then
   cancel(turn, by)
   if s.turn_state == 'running' and s.turn ~= turn_id then
     save()
-    keep()
   else
     became = after_turn()
   end
 end
-return {'ok', sid, became, cjson.encode(turn)}
+return {'ok', sid, became, packed[turn_id] or cmsgpack.pack(turn)}

@@ -1,6 +1,6 @@
 --[[ claim: a worker takes the oldest queued turn of one session.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, worker, fence_bits, message_id, turn_ms, max_attempts, agent_id
 REPLY  {'claimed', sid, now, next, was_lapsed, record, messages, fields} | {'taken', sid, next}
 
@@ -9,6 +9,7 @@ bits on the running turn and gets the same turn. `next` is another session of th
 agent in this partition with work, or ''; `was_lapsed`: the attempt before this one
 was never given back. What was said before is read by itself (store/pages.py). ]]
 -- needs: session clock turns
+-- rarely: queued_turns reason
 
 local worker, fence_bits, message_id = ARGV[3], ARGV[4], ARGV[5]
 local turn_ms, max_attempts, agent = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
@@ -45,18 +46,16 @@ if not again then
   turn.deadline_ms = now + turn_ms
   hold(turn, FIRST_LEASE_MS)
   put(turn)
-  flush_turns() -- first, since it can fail for want of memory
-  redis.call('DEL', draft)
-  reckon(turn)
+  enter_running(turn) -- first, since it can fail for want of memory
+  if turn.claims > 1 then redis.call('DEL', draft) end -- of an attempt that was given back
   fact('turn.started', turn.turn_id .. ' ' .. int(turn.attempt) .. ' ' .. turn.message_id)
   warn()
   arm()
   save()
-  keep()
 end
 
 local messages = {}
 for i, cursor in ipairs(turn.messages) do
   messages[i] = redis.call('XRANGE', log, int(cursor), int(cursor))[1]
 end
-return {'claimed', sid, int(now), next_session(), was_lapsed, cjson.encode(turn), messages, fields()}
+return {'claimed', sid, int(now), next_session(), was_lapsed, packed[turn.turn_id] or cmsgpack.pack(turn), messages, fields()}

@@ -1,6 +1,6 @@
 --[[ complete: a worker's answer enters the log and ends its turn.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, turn_id, fence, body ('' = an empty answer: nothing is stored), tail, is_more
 REPLY  written | refused (lib/worker.lua) | expired | absent
 
@@ -9,6 +9,7 @@ is what was streamed, put between body and tail; if that was nothing, the answer
 empty, and stored only where there is more to it ('1'). Repeatable by its fence: its
 own earlier success is the same success. ]]
 -- needs: session clock turns ending worker
+-- rarely: expire refused told dequeue enter_ready queued_turns fields reason
 
 local turn_id, fence, body, tail, is_more = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
 

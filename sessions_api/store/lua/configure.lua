@@ -1,6 +1,6 @@
 --[[ configure: change the timeouts of a live session; the deadline counts from its last renewal.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, op, if_match ('' = whatever), then source and value of timeout_ms,
        auto_renew, max_duration_ms, warning_ms (source '' = keep)
 REPLY  {'renewed' | 'kept', sid, now, fields}, by whether the deadline moved
@@ -12,7 +12,6 @@ the timeout is halved to fit; the session's own is refused. Repeatable by its op
 -- needs: session clock
 
 local op, if_match = ARGV[3], ARGV[4]
-local NAMES = {'timeout_ms', 'auto_renew', 'max_duration_ms', 'warning_ms'}
 
 local dead = over()
 if dead then return dead end
@@ -22,11 +21,15 @@ if if_match ~= '' and tonumber(if_match) ~= s.config_version then
 end
 
 local sources = {}
-for i, name in ipairs(NAMES) do
+local function chosen(i, kept)
   local source, value = ARGV[3 + 2 * i], ARGV[4 + 2 * i]
   sources[i] = source ~= '' and source or string.sub(s.sources, i, i)
-  if source ~= '' then set(name, tonumber(value)) end
+  return source ~= '' and tonumber(value) or kept
 end
+set('timeout_ms', chosen(1, s.timeout_ms))
+set('auto_renew', chosen(2, s.auto_renew))
+set('max_duration_ms', chosen(3, s.max_duration_ms))
+set('warning_ms', chosen(4, s.warning_ms))
 if s.warning_ms >= s.timeout_ms then
   if sources[4] == 's' then return {'threshold', sid, int(s.timeout_ms), int(s.warning_ms)} end
   set('warning_ms', math.floor(s.timeout_ms / 2))
@@ -43,7 +46,7 @@ set('sources', table.concat(sources))
 set('config_version', s.config_version + 1)
 set('expires_ms', deadline)
 if held then
-  local lease_ms = cjson.decode(redis.call('HGET', turns, s.turn)).lease_ms
+  local lease_ms = cmsgpack.unpack(redis.call('HGET', session, s.turn)).lease_ms
   set('held_until_ms', math.min(lease_ms, cap_ms()))
 end
 if end_ms() <= now then return {'past', sid, int(end_ms())} end
@@ -54,5 +57,4 @@ warn()
 fact('session.updated') -- the last: who hears it reads the session, and takes earlier facts as known
 arm(true)
 save()
-keep()
 return {moved and 'renewed' or 'kept', sid, int(now), fields()}

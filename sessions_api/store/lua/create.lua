@@ -1,6 +1,6 @@
 --[[ create: open a session for a user with an agent.
 
-KEYS   the session's twelve (store/keys.py), once
+KEYS   the session's eleven (store/keys.py), once
 ARGV   sid, app, agent_id, user_id, metadata, timeout_ms, auto_renew, max_duration_ms,
        warning_ms, sources, on_busy, retention_ms, fingerprint ('' without a key), max_open
 REPLY  {'ok', sid, now, fields} | {'repeated', other sid} | {'mismatch', sid} | {'crowded', sid, open}
@@ -8,7 +8,7 @@ REPLY  {'ok', sid, now, fields} | {'repeated', other sid} | {'mismatch', sid} | 
 Repeatable by its session id: a repeat finds the session and replies with it. ]]
 -- needs: session clock
 
-local once, app = KEYS[13], ARGV[2]
+local once, app = KEYS[12], ARGV[2]
 local fingerprint, max_open = ARGV[13], tonumber(ARGV[14])
 
 if s.app ~= '' then return {'ok', sid, int(now), fields()} end
@@ -24,11 +24,9 @@ local owner = app .. ':' .. string.lower(ARGV[4]) .. ':'
 local open = redis.call('ZLEXCOUNT', users, '[' .. owner, '(' .. owner .. '~')
 if open >= max_open then return {'crowded', sid, open} end
 
-for i, name in ipairs({'app', 'agent_id', 'user_id', 'metadata', 'timeout_ms', 'auto_renew',
-    'max_duration_ms', 'warning_ms', 'sources', 'on_busy', 'retention_ms'}) do
-  local value = ARGV[i + 1]
-  set(name, type(s[name]) == 'number' and tonumber(value) or value)
-end
+s.app, s.agent_id, s.user_id, s.sources, s.on_busy = app, ARGV[3], ARGV[4], ARGV[10], ARGV[11]
+s.timeout_ms, s.auto_renew, s.max_duration_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+s.warning_ms, s.retention_ms, stored[2] = tonumber(ARGV[9]), tonumber(ARGV[12]), ARGV[5]
 set('created_ms', now)
 -- Listed newest first: two of a user's sessions of one millisecond keep their order.
 local newest = redis.call('ZREVRANGEBYLEX', users, '(' .. owner .. '~', '[' .. owner, 'LIMIT', 0, 1)[1]
@@ -41,7 +39,7 @@ set('config_version', 1)
 warn()
 arm() -- first, since it can fail for want of memory
 save()
-keep()
+redis.call('HSET', session, 'metadata', stored[2])
 redis.call('ZADD', users, 0, owner .. int(listed_ms) .. ':' .. sid)
 redis.call('ZADD', agents, 0, app .. ':' .. string.lower(s.agent_id) .. ':' .. int(listed_ms) .. ':' .. sid)
 if fingerprint ~= '' then redis.call('SET', once, fingerprint .. ' ' .. sid, 'PX', 86400000) end

@@ -1,12 +1,13 @@
 --[[ delta: a worker appends text to the running answer; holds the session for a lease.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, turn_id, fence, text, units, offset, max_units
 REPLY  written | refused (lib/worker.lua) | {'gap', sid, expected}
        | {'large', sid, and the rest of written} | expired | absent
 
 Repeatable by its offset (UTF-16 units): what is already there is not added again. ]]
 -- needs: session clock turns ending worker
+-- rarely: fail after_turn refused told revive fields reason
 
 local turn_id, fence, text = ARGV[3], ARGV[4], ARGV[5]
 local units, offset, max_units = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -28,6 +29,7 @@ if turn.units + units > max_units then
   return written('large', 'new', turn, after_turn())
 end
 redis.call('APPEND', draft, text)
+if turn.units == 0 then fresh[#fresh + 1] = draft end
 turn.units = turn.units + units
 turn.index = turn.index + 1
 local is_told = revive(turn) -- with this delta
@@ -42,5 +44,4 @@ put(turn)
 warn()
 arm()
 save()
-keep()
 return written('ok', 'new', turn)

@@ -1,6 +1,6 @@
 --[[ end: erase a session, live or expired, with everything it holds.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant
 REPLY  {'ok', sid} | {'absent', sid}
 
@@ -18,7 +18,7 @@ if s.turn_state == 'running' then
   hint(sid .. ' ' .. s.turn)
 end
 redis.call('ZREM', due, sid)
-redis.call('DEL', session, alarm, log, turns, draft)
+redis.call('DEL', session, alarm, log, draft)
 for _, id in ipairs(ids) do
   fact('turn.cancelled', id .. ' -', '{"by":"delete"}')
 end

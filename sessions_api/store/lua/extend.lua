@@ -1,12 +1,13 @@
 --[[ extend: a worker is still at it; holds the session for another lease.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, turn_id, fence
 REPLY  written | refused (lib/worker.lua) | expired | absent
 
 Never beyond the attempt's deadline: past it there is nothing to hold, and the worker
 is told so, though its answer is welcome until the next claim. Repeatable by nature. ]]
 -- needs: session clock turns ending worker
+-- rarely: refused told revive
 
 local turn_id, fence = ARGV[3], ARGV[4]
 
@@ -22,5 +23,4 @@ put(turn)
 warn()
 arm()
 save()
-keep()
 return written('ok', 'new', turn)

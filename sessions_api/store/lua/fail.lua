@@ -1,6 +1,6 @@
 --[[ fail: a worker gives its attempt up; another follows after a pause, or none.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, turn_id, fence, how ('retry' | 'final' | 'release'), code, message, pause_ms
 REPLY  written | refused (lib/worker.lua) | expired | absent
 
@@ -43,9 +43,8 @@ if now >= end_ms() then
   expire()
   return written('ok', 'new', turn, 'expired')
 end
-reckon(nil)
+reckon()
 if warn() then became = 'warned' end
 arm()
 save()
-keep()
 return written('ok', 'new', turn, became)

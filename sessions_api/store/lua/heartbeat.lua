@@ -1,6 +1,6 @@
 --[[ heartbeat: the user is there; renews if the session renews itself and the cap allows.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, op
 REPLY  {'renewed' | 'kept', sid, now, fields} | expired | absent
 
@@ -19,5 +19,4 @@ remember(op, word)
 warn()
 arm()
 save()
-keep()
 return {word, sid, int(now), fields()}

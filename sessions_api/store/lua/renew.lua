@@ -1,6 +1,6 @@
 --[[ renew: restart the idle clock of a live session by hand.
 
-KEYS   the session's twelve, once
+KEYS   the session's eleven, once
 ARGV   sid, grant, op, fingerprint ('' without a key)
 REPLY  {'ok' | 'repeated', sid, now, fields} | {'capped', sid, now, fields} | {'mismatch', sid}
        | expired | absent
@@ -8,7 +8,7 @@ REPLY  {'ok' | 'repeated', sid, now, fields} | {'capped', sid, now, fields} | {'
 Repeatable by its op. 'capped': the deadline stands at createdAt + maxDuration. ]]
 -- needs: session clock
 
-local once = KEYS[13]
+local once = KEYS[12]
 local op, fingerprint = ARGV[3], ARGV[4]
 
 local stranger = refused_by_grant()
@@ -34,8 +34,5 @@ if word == 'ok' then
   arm()
 end
 save()
-if word == 'ok' then
-  keep()
-  if fingerprint ~= '' then redis.call('SET', once, fingerprint .. ' ' .. op, 'PX', 86400000) end
-end
+if word == 'ok' and fingerprint ~= '' then redis.call('SET', once, fingerprint .. ' ' .. op, 'PX', 86400000) end
 return {word, sid, int(now), fields()}

@@ -1,6 +1,6 @@
 --[[ replay: what a follower needs to join: the session, the draft, a page of the log.
 
-KEYS   the session's five
+KEYS   the session's four
 ARGV   sid, grant, after (cursor, '' = no entries), limit, max_bytes
 REPLY  {'ok', sid, now, fields, record, text, oldest, complete, entries}
        | {'expired', sid, now, end, retained, reason, settled, fields, oldest, complete, entries} | absent
@@ -32,7 +32,7 @@ if dead then
 end
 local record, text = '', ''
 if s.turn_state == 'running' then
-  record = redis.call('HGET', turns, s.turn) or ''
+  record = redis.call('HGET', session, s.turn) or ''
   text = redis.call('GET', draft) or ''
 end
 return {'ok', sid, int(now), fields(), record, text, int(oldest), complete, entries}

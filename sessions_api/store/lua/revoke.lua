@@ -1,6 +1,6 @@
 --[[ revoke: every session token that was made for the session so far ends.
 
-KEYS   the session's twelve
+KEYS   the session's eleven
 ARGV   sid, grant, op
 REPLY  {'ok', sid, now, fields} | expired | absent | token
 
@@ -17,6 +17,5 @@ if not outcome_of(op) then
   set('token_epoch', s.token_epoch + 1)
   fact('tokens.revoked')
   save()
-  keep()
 end
 return {'ok', sid, int(now), fields()}

@@ -1,6 +1,6 @@
 --[[ speak: a message that nobody asked for enters the log, by the agent or the system.
 
-KEYS   the session's twelve, once
+KEYS   the session's eleven, once
 ARGV   sid, grant, message_id, body, fingerprint ('' without a key)
 REPLY  {'ok' | 'repeated', sid, now, message_id, cursor, fields} | {'mismatch', sid} | expired | absent
 
@@ -8,7 +8,7 @@ It belongs to no turn, is not the user's activity and renews nothing. Repeatable
 by its once entry. ]]
 -- needs: session clock turns
 
-local once = KEYS[13]
+local once = KEYS[12]
 local message_id, body, fingerprint = ARGV[3], ARGV[4], ARGV[5]
 
 local function accepted(word, id, cursor) return {word, sid, int(now), id, cursor, fields()} end
@@ -32,5 +32,4 @@ redis.call('SET', once, (fingerprint ~= '' and fingerprint or '-') .. ' ' .. mes
   'PX', fingerprint ~= '' and 86400000 or 10000)
 trim()
 save()
-keep()
 return accepted('ok', message_id, int(cursor))

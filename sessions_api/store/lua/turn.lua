@@ -1,6 +1,6 @@
 --[[ turn: the record of one turn, also of an expired session.
 
-KEYS   the session's five
+KEYS   the session's four
 ARGV   sid, grant, turn_id
 REPLY  {'ok', sid, now, record} | {'unknown', sid, now} | absent ]]
 -- needs: session
@@ -9,6 +9,6 @@ local turn_id = ARGV[3]
 
 local dead = over()
 if dead and dead[1] ~= 'expired' then return dead end
-local record = redis.call('HGET', turns, turn_id)
-if not record or string.sub(record, 1, 1) ~= '{' then return {'unknown', sid, int(now)} end
+local record = redis.call('HGET', session, turn_id)
+if not is_record(record) then return {'unknown', sid, int(now)} end
 return {'ok', sid, int(now), record}

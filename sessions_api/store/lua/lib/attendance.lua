@@ -5,7 +5,7 @@ local time = redis.call('TIME') -- once: on Redis 6.2 it moves within a script
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local CALM_MS = 2000
 
-local function int(x) return string.format('%.0f', x) end
+local function int(x) return string.format('%d', x) end
 
 local function state_of(agent)
   local state, since = string.match(redis.call('HGET', states, agent) or '', '(%a+) (%d+)')

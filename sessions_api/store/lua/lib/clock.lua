@@ -2,25 +2,15 @@
 -- domain/timeouts.py with Redis's clock. And what is told to followers.
 
 local function publish(kind, cursor, prev, args, payload)
-  outbox[#outbox + 1] = kind .. ' ' .. int(cursor) .. ' ' .. int(prev) .. ' ' .. int(s.rev) .. ' '
-    .. int(now) .. (args ~= '' and ' ' .. args or '') .. '\n' .. (payload or '')
+  payload = payload or ''
+  outbox[#outbox + 1] = string.format('%s %d %d %d %d %d %s\n', kind, cursor, prev, s.rev, now, #payload, args)
+  outbox[#outbox + 1] = payload .. '\n'
 end
 
 -- A live-only fact: whoever was away finds another rev and reads the session.
 local function fact(kind, args, payload)
   set('rev', s.rev + 1)
   publish(kind, 0, 0, args or '', payload)
-end
-
--- Every per-session key lives until the session's end plus its retention.
-local function keep()
-  local at = int(end_ms() + s.retention_ms)
-  redis.call('PEXPIREAT', session, at)
-  if s.cursor > 0 then
-    redis.call('PEXPIREAT', log, at)
-    redis.call('PEXPIREAT', turns, at)
-    if s.turn_state ~= '' then redis.call('PEXPIREAT', draft, at) end
-  end
 end
 
 local function warning_ms()
@@ -31,19 +21,25 @@ local function warning_ms()
   return s.warned_ms == 0 and s.expires_ms - s.warning_ms or nil
 end
 
--- Rewritten only when the next instant became earlier: an alarm that fires early
--- finds nothing due and re-arms, which costs less than two writes per renewal.
+-- Both are rewritten only when the next instant became earlier: an alarm that comes early
+-- finds nothing due and re-arms, which costs less than two writes per renewal. A lease
+-- has its promise and no hint: most turns end long before it does, and `due` is all that
+-- has to be put back then.
 local function arm(exact)
   local at = end_ms()
   local warning = warning_ms()
   if warning and warning < at then at = warning end
-  if s.held_until_ms > 0 and s.held_until_ms < at then at = s.held_until_ms end
   if s.retry_ms > 0 and s.retry_ms < at then at = s.retry_ms end
   if at <= now then at = now + 1 end
-  if exact or s.alarm_ms == 0 or at < s.alarm_ms then
+  if exact or s.hint_ms == 0 or at < s.hint_ms then
+    set('hint_ms', at)
+    redis.call('SET', alarm, '', 'PXAT', int(at))
+  end
+  at = s.hint_ms
+  if s.held_until_ms > 0 and s.held_until_ms < at then at = math.max(s.held_until_ms, now + 1) end
+  if exact or s.alarm_ms == 0 or at < s.alarm_ms or (at > s.alarm_ms and s.held_until_ms == 0) then
     set('alarm_ms', at)
     redis.call('ZADD', due, int(at), sid)
-    redis.call('SET', alarm, '', 'PXAT', int(at))
   end
 end
 

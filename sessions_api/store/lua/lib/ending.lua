@@ -1,10 +1,5 @@
 -- How a session ends: its turns first, then its own event, then its tombstone.
 
-local VOLATILE = {
-  'held_until_ms', 'warned_ms', 'ops', 'turn', 'turn_state', 'queued', 'queued_bytes',
-  'retry_ms', 'ready_ms', 'alarm_ms', 'log_bytes', 'listed_ms',
-}
-
 local function leave_indexes()
   if s.warned_ms > 0 then redis.call('ZREM', near, sid) end
   local tail = ':' .. int(math.max(s.created_ms, s.listed_ms)) .. ':' .. sid
@@ -14,7 +9,7 @@ local function leave_indexes()
 end
 
 local function open_turns()
-  local ids = s.queued > 0 and {unpack(list('queue'))} or {}
+  local ids = queued_turns()
   if s.turn_state == 'running' then table.insert(ids, 1, s.turn) end
   return ids
 end
@@ -35,9 +30,10 @@ local function expire()
   set('expires_ms', ended)
   set('reason', why)
   fact('session.expired', int(ended) .. ' ' .. why)
+  s.held_until_ms, s.warned_ms, s.ops, s.turn, s.turn_state, s.queue = 0, 0, '', '', '', ''
+  s.queued, s.queued_bytes, s.retry_ms, s.ready_ms, s.alarm_ms, s.hint_ms = 0, 0, 0, 0, 0, 0
+  s.log_bytes, s.listed_ms, s.ended_turns = 0, 0, 0
   save()
-  redis.call('HDEL', session, unpack(VOLATILE))
-  keep()
   redis.call('ZREM', due, sid) -- last: what fails half-way is swept again
   return now - ended
 end
@@ -52,10 +48,9 @@ local function after_turn()
     expire()
     return 'expired'
   end
-  reckon(nil)
+  reckon()
   if warn() then word = 'warned' end
   arm()
   save()
-  keep()
   return word
 end

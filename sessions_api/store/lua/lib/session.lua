@@ -1,54 +1,77 @@
 -- What every script on a session starts with: its keys, Redis's clock, the
--- session itself, and the way its fields are changed, saved and replied.
+-- session itself, and the way its state is changed, saved and replied.
 --
--- `s` holds the fields; numbers are numbers, 0 where absent. `read_fields` and
--- `reply_fields` come from store/scripts.py, written out: a table made or a
--- number printed for nothing costs more here than the command that fetched it.
+-- `s` is the state, an array (store/state.py): in place of `s.rev` the script is
+-- loaded with the field's place. Numbers are 0 and texts '' where there is nothing.
 -- That the key exists proves nothing: it outlives the session by the retention.
 -- `over()` is the only test of life.
 
-local session, alarm, log, turns, draft, due, ready, users, agents, near, running, live = unpack(KEYS)
+local session, alarm, log, draft, due, ready, users, agents, near, running, live = unpack(KEYS)
 local sid, grant = ARGV[1], ARGV[2]
 local time = redis.call('TIME') -- once: on Redis 6.2 it moves within a script
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local s, stored = read_fields(session)
-local changed, outbox = {}, {}
-local flush_turns -- by turns.lua
+local stored = redis.call('HMGET', session, 'state', 'metadata')
+local s = state_of(stored[1])
+local is_changed, outbox, fresh = false, {}, {}
+local records_into -- by turns.lua
 
 -- Lua prints 1.79e+12 for an instant; Redis wants digits.
-local function int(x) return string.format('%.0f', x) end
+local function int(x) return string.format('%d', x) end
+
+-- Whether it is a turn's: a map. The other fields of the hash are none.
+local function is_record(value)
+  local first = value and string.byte(value) or 0
+  return first == 0xde or first >= 0x80 and first <= 0x8f
+end
 
 local function set(name, value)
   s[name] = value
-  changed[name] = true
+  is_changed = true
 end
 
--- What is told to followers leaves after what it tells of is written. On a cluster the call is
--- another: store/scripts.py.
+-- What is told to followers leaves after what it tells of is written, in one message. On a
+-- cluster the call is another: store/scripts.py.
 local function tell()
-  for _, message in ipairs(outbox) do redis.call('PUBLISH', live, message) end
+  local message = table.concat(outbox)
   outbox = {}
+  if message ~= '' then redis.call('PUBLISH', live, message) end
 end
-
-local function save()
-  local args = {}
-  for name, is_changed in pairs(changed) do
-    if is_changed then
-      local value = s[name]
-      args[#args + 1] = name
-      args[#args + 1] = type(value) == 'number' and int(value) or value
-    end
-  end
-  if flush_turns then flush_turns() end
-  if #args > 0 then redis.call('HSET', session, unpack(args)) end
-  for name in pairs(changed) do changed[name] = false end -- saved, and not as stored
-  tell()
-end
-
-local function fields() return reply_fields(s, stored, changed, int) end
 
 local function cap_ms() return s.created_ms + s.max_duration_ms end
 local function end_ms() return math.max(s.expires_ms, s.held_until_ms) end
+
+-- Until when what is left of the session can be seen; from then on it is not there.
+local function gone_ms() return end_ms() + s.retention_ms end
+
+-- Every per-session key lives until then, and up to a sixtieth of the retention or a minute
+-- longer: so the keys need not be told of every renewal. One that a script made anew (`fresh`) is told always.
+local function save()
+  local grain_ms = math.max(1, math.min(math.floor(s.retention_ms / 60), 60000))
+  local until_ms = math.ceil(gone_ms() / grain_ms) * grain_ms
+  local has_moved = until_ms ~= s.keys_until_ms
+  if has_moved then set('keys_until_ms', until_ms) end
+  local args = {}
+  if is_changed then
+    stored[1], is_changed = cmsgpack.pack(s), false
+    args[1], args[2] = 'state', stored[1]
+  end
+  if records_into then records_into(args) end
+  if #args > 0 then redis.call('HSET', session, unpack(args)) end
+  if has_moved then
+    local at = int(until_ms)
+    redis.call('PEXPIREAT', session, at)
+    if s.cursor > 0 then redis.call('PEXPIREAT', log, at) end
+    if s.turn_state ~= '' then redis.call('PEXPIREAT', draft, at) end
+  else
+    for _, key in ipairs(fresh) do redis.call('PEXPIREAT', key, int(until_ms)) end
+  end
+  fresh = {}
+  tell()
+end
+
+local function fields()
+  return is_changed and {cmsgpack.pack(s), stored[2]} or stored
+end
 
 local function reason()
   if s.reason ~= '' then return s.reason end
@@ -59,7 +82,7 @@ end
 -- there, are the same. `grant` is '', which opens every session, or words, any of which opens it:
 -- its app, `agent:<agent id>`, `token:<epoch>:<expires_ms>` of a token that was made for it.
 local function refused_by_grant()
-  if s.app == '' then return {'absent', sid} end
+  if s.app == '' or now >= gone_ms() then return {'absent', sid} end
   if grant == '' or grant == s.app then return nil end
   for word in string.gmatch(grant, '%S+') do
     if word == s.app or word == 'agent:' .. string.lower(s.agent_id) then return nil end
@@ -80,7 +103,7 @@ local function over()
   local ended = end_ms()
   if now < ended and s.reason == '' then return nil end -- a clock set back revives nothing
   return {
-    'expired', sid, int(now), int(ended), int(ended + s.retention_ms), reason(),
+    'expired', sid, int(now), int(ended), int(gone_ms()), reason(),
     s.reason == '' and 'unsettled' or 'settled', fields(),
   }
 end

@@ -1,21 +1,23 @@
--- Turns and the log. A turn's record is JSON (domain/turns.py) in the hash
--- `turns`, beside `queue` and `ended`, lists of turn ids, oldest first.
+-- Turns and the log. A turn's record is a MessagePack map (domain/turns.py), a field
+-- of the session's hash named by its id. Beside it stand the ids of the last turns that
+-- ended, a ring: its places are '0' to '49', and what has left it is forgotten.
+-- `s.queue` has the ids of the queued ones, oldest first.
 
 local ENDED_KEPT = 50
 local MAX_TRACES = 8
 local MAX_ENTRIES, MAX_BYTES = 10000, 8388608
+local LEAST_BYTES = 13 -- of an entry's body: {"by":"user"}
 local BACKOFF_MS = {1000, 5000}
 local LONGEST_PAUSE_MS = 60000
 local LEASE_MS = 30000
 
 -- What changes in the hash is written at once, by save().
-local records, lists, unsaved = {}, {}, {}
+local records, places, unsaved, packed = {}, {}, {}, {}
 
 local function turn_of(id)
   if records[id] then return records[id] end
-  local record = redis.call('HGET', turns, id)
-  if not record or string.sub(record, 1, 1) ~= '{' then return nil end -- `queue` and `ended` are no turns
-  return cjson.decode(record)
+  local record = redis.call('HGET', session, id)
+  return is_record(record) and cmsgpack.unpack(record) or nil
 end
 
 local function put(turn)
@@ -23,39 +25,23 @@ local function put(turn)
   unsaved[turn.turn_id] = true
 end
 
-local function list(name)
-  if not lists[name] then
-    lists[name] = {}
-    for id in string.gmatch(redis.call('HGET', turns, name) or '', '%S+') do table.insert(lists[name], id) end
-  end
-  return lists[name]
-end
-
-local function put_list(name, ids)
-  lists[name] = ids
-  unsaved[name] = true
-end
-
-flush_turns = function()
-  local args = {}
+records_into = function(args)
   for name in pairs(unsaved) do
     args[#args + 1] = name
-    args[#args + 1] = lists[name] and table.concat(lists[name], ' ') or cjson.encode(records[name])
+    packed[name] = places[name] or cmsgpack.pack(records[name])
+    args[#args + 1] = packed[name]
   end
   unsaved = {}
-  if #args > 0 then redis.call('HSET', turns, unpack(args)) end
 end
 
-local function without(ids, id)
-  local rest = {}
-  for _, other in ipairs(ids) do
-    if other ~= id then rest[#rest + 1] = other end
-  end
-  return rest
+local function queued_turns()
+  local ids = {}
+  for id in string.gmatch(s.queue, '%S+') do ids[#ids + 1] = id end
+  return ids
 end
 
 -- Where the requests stood that brought its messages (domain/traces.py); the first is whose
--- trace the answer belongs to. No empty array: cjson would make an object of it.
+-- trace the answer belongs to.
 local function carry(turn, traces)
   if not traces then return end
   turn.traces = turn.traces or {}
@@ -71,6 +57,7 @@ local function write(kind, turn_id, status, body)
   local cursor = math.max(now, prev + 1)
   redis.call('XADD', log, int(cursor) .. '-0',
     'kind', kind, 'prev', int(prev), 'turn', turn_id, 'status', status, 'body', body)
+  if prev == 0 then fresh[#fresh + 1] = log end
   set('cursor', cursor)
   set('log_bytes', s.log_bytes + #body)
   publish(kind == 'message' and 'message.created' or kind, cursor, prev,
@@ -80,6 +67,8 @@ end
 
 -- Only up to the oldest unanswered message: what an agent still has to read stays.
 local function trim()
+  if s.log_bytes <= MAX_ENTRIES * LEAST_BYTES then return end
+  if s.log_bytes <= MAX_BYTES and redis.call('XLEN', log) <= MAX_ENTRIES then return end
   local oldest = s.cursor
   local running_or_next = s.turn ~= '' and turn_of(s.turn)
   if running_or_next then oldest = running_or_next.messages[1] end
@@ -120,15 +109,17 @@ local function enter_ready()
   hint(sid)
 end
 
--- What is next for the session: the running turn, else the oldest queued one.
-local function reckon(taken)
-  if taken then
-    redis.call('ZADD', running, 0, string.lower(s.agent_id) .. ':' .. sid)
-    set('turn', taken.turn_id)
-    set('turn_state', 'running')
-    return leave_ready()
-  end
-  local first = list('queue')[1]
+-- A turn is taken: it is what the session is at.
+local function enter_running(turn)
+  redis.call('ZADD', running, 0, string.lower(s.agent_id) .. ':' .. sid)
+  set('turn', turn.turn_id)
+  set('turn_state', 'running')
+  leave_ready()
+end
+
+-- No turn runs: what is next is the oldest queued one.
+local function reckon()
+  local first = string.match(s.queue, '%S+')
   set('turn', first or '')
   set('turn_state', first and 'queued' or '')
   if first and s.retry_ms <= now then return enter_ready() end
@@ -136,15 +127,21 @@ local function reckon(taken)
 end
 
 local function enqueue(turn, at_front)
-  local ids = list('queue')
-  if at_front then table.insert(ids, 1, turn.turn_id) else ids[#ids + 1] = turn.turn_id end
-  put_list('queue', ids)
+  local first, second = s.queue, turn.turn_id
+  if at_front then first, second = second, first end
+  set('queue', first .. (s.queue ~= '' and ' ' or '') .. second)
   set('queued', s.queued + #turn.messages)
   set('queued_bytes', s.queued_bytes + turn.bytes)
 end
 
 local function dequeue(turn)
-  put_list('queue', without(list('queue'), turn.turn_id))
+  local rest = ''
+  if s.queue ~= turn.turn_id then
+    for _, id in ipairs(queued_turns()) do
+      if id ~= turn.turn_id then rest = rest .. (rest ~= '' and ' ' or '') .. id end
+    end
+  end
+  set('queue', rest)
   set('queued', s.queued - #turn.messages)
   set('queued_bytes', s.queued_bytes - turn.bytes)
   if s.turn == turn.turn_id then set('retry_ms', 0) end -- the pause is that of the first in the queue
@@ -172,14 +169,17 @@ local function close(turn, state)
   turn.traces = nil
   turn.ended_ms = now
   put(turn)
-  local ids = list('ended')
-  ids[#ids + 1] = turn.turn_id
-  while #ids > ENDED_KEPT do
-    local forgotten = table.remove(ids, 1)
-    redis.call('HDEL', turns, forgotten)
-    records[forgotten], unsaved[forgotten] = nil, nil
+  local place = int(s.ended_turns % ENDED_KEPT)
+  if s.ended_turns >= ENDED_KEPT then
+    local forgotten = places[place] or redis.call('HGET', session, place)
+    if forgotten then
+      redis.call('HDEL', session, forgotten)
+      records[forgotten], unsaved[forgotten] = nil, nil
+    end
   end
-  put_list('ended', ids)
+  places[place] = turn.turn_id
+  unsaved[place] = true
+  set('ended_turns', s.ended_turns + 1)
 end
 
 -- Failed for good: in the log, so that whoever waits or comes later is told.
@@ -217,7 +217,7 @@ end
 -- What was said so far stays in the log as a message of status "cancelled".
 local function cancel(turn, by, superseded_by)
   local text = turn.state == 'running' and redis.call('GET', draft) or false
-  redis.call('HDEL', turns, '') -- deletes nothing, but begins as what frees: works when Redis is full
+  redis.call('HDEL', session, '') -- deletes nothing, but begins as what frees: works when Redis is full
   stop(turn)
   turn.by = by
   turn.superseded_by = superseded_by

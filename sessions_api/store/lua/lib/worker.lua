@@ -35,7 +35,7 @@ local function told(turn, fence)
   if turn.fence ~= fence then return {'cancelled', sid, 'again', string.lower(s.agent_id), '', 0, 'kept'} end
   if turn.told then return written('cancelled', 'again', turn) end
   turn.told = true
-  redis.pcall('HSET', turns, turn.turn_id, cjson.encode(turn)) -- in a full Redis it stays news
+  redis.pcall('HSET', session, turn.turn_id, cmsgpack.pack(turn)) -- in a full Redis it stays news
   return written('cancelled', 'new', turn)
 end
 
@@ -47,7 +47,7 @@ local function revive(turn)
   turn.state = 'running'
   turn.lapsed = nil
   turn.not_before_ms = nil
-  reckon(turn)
+  enter_running(turn)
   fact('turn.started', turn.turn_id .. ' ' .. int(turn.attempt) .. ' ' .. turn.message_id)
   if turn.units > 0 then
     publish('turn.delta', 0, 0, turn.turn_id .. ' ' .. turn.message_id .. ' ' .. int(turn.index - 1) .. ' 0',
