@@ -125,6 +125,8 @@ class Upgraded(WebSocketsSansIOProtocol):
             return
         with suppress(ClientDisconnected):
             await super().send(message)
+        if message["type"] == "websocket.accept":
+            del self.request, self.response  # uvicorn would keep their headers as long as the connection
 
     def _fail(self, code: int, reason: str) -> None:
         self.conn.fail(code, reason)
