@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, cast
+import re
+from typing import Final, Literal, NamedTuple, cast
 
 import msgspec
 
@@ -13,20 +14,21 @@ EntryKind = Literal["message", "turn.failed", "turn.cancelled"]
 AnswerStatus = Literal["complete", "cancelled"]
 
 
+_HEAD: Final = re.compile(rb'\{"turnId":"([^"]+)"(?:,"status":"([a-z]+)")?')
+
+
 class LogEntry(NamedTuple):
     """One entry, as stored: bytes, since most of a page is copied on and never looked at.
 
-    *body* is compact JSON of an object without the members that position gives
-    (cursor, createdAt, turnId, status): ``wire/messages.py`` joins those in front,
-    byte by byte, so reading a log decodes nothing.
+    *body* is compact JSON of an object: what callers see, but for cursor and createdAt,
+    which ``wire/messages.py`` puts in front; so reading a log decodes nothing. It begins
+    with the members turnId and status, where there are any.
     """
 
     position: bytes
     """The cursor, in digits; as all below, what the property of a like name has in Python's words."""
     previous: bytes
     what: bytes
-    turn: bytes
-    outcome: bytes
     body: bytes
 
     @classmethod
@@ -40,10 +42,10 @@ class LogEntry(NamedTuple):
         status: AnswerStatus | None = None,
         body: bytes,
     ) -> LogEntry:
-        """An entry that comes from elsewhere than the log."""
-        return cls(
-            b"%d" % cursor, b"%d" % prev, kind.encode(), turn_id.encode(), (status or "").encode(), body
-        )
+        """An entry that comes from elsewhere than the log; *body* without turnId and status."""
+        turn = f'"turnId":"{turn_id}",' if turn_id else ""
+        outcome = f'"status":"{status}",' if status else ""
+        return cls(b"%d" % cursor, b"%d" % prev, kind.encode(), f"{{{turn}{outcome}".encode() + body[1:])
 
     @property
     def cursor(self) -> int:
@@ -60,12 +62,14 @@ class LogEntry(NamedTuple):
 
     @property
     def turn_id(self) -> TurnId | None:
-        return TurnId(self.turn.decode()) if self.turn else None
+        found = _HEAD.match(self.body)
+        return TurnId(found[1].decode()) if found else None
 
     @property
     def status(self) -> AnswerStatus | None:
         """Of an answer; None for a user's message, and for what is no message."""
-        return cast("AnswerStatus", self.outcome.decode()) if self.outcome else None
+        found = _HEAD.match(self.body)
+        return cast("AnswerStatus", found[2].decode()) if found and found[2] else None
 
 
 class NewMessage(msgspec.Struct, frozen=True):

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
+import structlog
 
 from sessions_api.domain.agents import AgentState
 from sessions_api.domain.ids import SessionId
-from sessions_api.domain.messages import AnswerStatus, EntryKind, LogEntry, utf16_units
+from sessions_api.domain.messages import LogEntry, utf16_units
 from sessions_api.domain.sessions import Session
 from sessions_api.domain.turns import Draft
 from sessions_api.errors import SessionExpired, StorageFault
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOGGED: Final = frozenset({"message.created", "turn.failed", "turn.cancelled"})
+
+LINE_FEED: Final = ord("\n")
+
+log = structlog.get_logger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -129,30 +134,45 @@ class Event:
         return f"Event({self.type}, cursor={self.cursor}, rev={self.rev})"
 
 
-def of_payload(session_id: SessionId, payload: bytes) -> list[Event]:
+def of_payload(session_id: SessionId, payload: bytes) -> Iterator[Event]:
     """The events of a published *payload*, in their order.
+
+    A fact that this release does not know is left out, and logged: whoever misses it finds another
+    ``rev`` or ``prev`` in the next one, and reads.
 
     Raises:
         StorageFault: it is none that our scripts publish.
     """
-    try:
-        return [_of_fact(session_id, words, body) for words, body in facts_of(payload)]
-    except (ValueError, IndexError) as error:
-        raise StorageFault(f"published on a live channel: {payload[:80]!r}") from error
+    for words, body in facts_of(payload):
+        try:
+            yield _of_fact(session_id, words, body)
+        except (ValueError, IndexError):
+            log.warning("fact_unknown", session_id=session_id, fact=" ".join(words)[:200])
 
 
 def facts_of(payload: bytes) -> Iterator[tuple[list[str], bytes]]:
     """The words and the body of each fact.
 
     Raises:
-        ValueError, IndexError: it is none that our scripts publish.
+        StorageFault: from where on it is none that our scripts publish.
     """
     start = 0
     while start < len(payload):
-        end = payload.index(b"\n", start) + 1
-        words = payload[start : end - 1].decode("ascii").split(" ")
-        start = payload.index(b"\n", end + int(words[5])) + 1
-        yield words, payload[end : start - 1]
+        try:
+            body = payload.index(b"\n", start) + 1
+            words = payload[start : body - 1].decode("ascii").split(" ")
+            end = body + int(words[5])
+            is_whole = end >= body and payload[end] == LINE_FEED
+        except (ValueError, IndexError) as error:
+            raise _unreadable(payload[start:]) from error
+        if not is_whole:
+            raise _unreadable(payload[start:])
+        yield words, payload[body:end]
+        start = end + 1
+
+
+def _unreadable(payload: bytes) -> StorageFault:
+    return StorageFault(f"published on a live channel: {payload[:80]!r}")
 
 
 def _of_fact(session_id: SessionId, words: list[str], body: bytes) -> Event:
@@ -190,14 +210,7 @@ def _read_entry(event: Event, args: list[str], body: bytes) -> None:
     event.turn_id = "" if turn == "-" else turn
     event.status = "" if status == "-" else status
     kind = "message" if event.type == "message.created" else event.type
-    event.entry = LogEntry.of(
-        event.cursor,
-        prev=event.prev,
-        kind=cast("EntryKind", kind),
-        turn_id=event.turn_id,
-        status=cast("AnswerStatus", event.status) if event.status else None,
-        body=body,
-    )
+    event.entry = LogEntry(b"%d" % event.cursor, b"%d" % event.prev, kind.encode(), body)
     event.data = entry_data(event.entry)
 
 

@@ -2,14 +2,14 @@
 
 That instant (a warning, expiry, a lapsed lease, the end of a pause between two
 attempts) stands twice: as the score of the session in ``due:{t}``, which is the
-promise, and as the TTL of ``alarm:{t}:<sid>``, whose ``expired`` notification is
-the hint. ``alarm.lua`` looks, does whatever is due, each at most once, tells
+promise, and, but for a lease, as the TTL of ``alarm:{t}:<sid>``, whose ``expired``
+notification is the hint. ``alarm.lua`` looks, does whatever is due, each at most once, tells
 followers, and sets the next alarm: whoever calls it, and how often, is the same.
 
 A renewal does not touch either of them: it only makes the end later, and an
 alarm that rings early finds nothing due and is set again. That is one idle call
 per timeout instead of two writes per heartbeat. They are rewritten when the next
-instant becomes earlier.
+instant becomes earlier; and ``due`` when a turn ends whose lease stood there.
 
 Notifications off, lost, forbidden or late: only the hint is gone. The sweep of
 ``due`` by the partition's keeper finds every session within half a second. And

@@ -3,10 +3,11 @@
 ========================  ======  ==================================================  =====================
 key                       type    holds                                               life
 ========================  ======  ==================================================  =====================
-``session:{t}:<sid>``     hash    the session (``state.py``), after expiry its          end + retention
-                                  tombstone; turn id → record of a turn
-``alarm:{t}:<sid>``       string  nothing: its TTL is the next alarm, its ``expired``  next alarm
-                                  notification the hint
+``session:{t}:<sid>``     hash    the session (``state.py``), after expiry its        end + retention
+                                  tombstone; turn id → record; place in a ring →
+                                  turn that ended
+``alarm:{t}:<sid>``       string  nothing: its TTL is the next alarm, leases apart,     next alarm
+                                  its ``expired`` notification the hint
 ``log:{t}:<sid>``         stream  the conversation; created with its first entry      as the session
 ``draft:{t}:<sid>``       string  the running answer so far                           as the session
 ``once:{t}:<sha256>``     string  idempotency: what the first success was, no content 24 h, or 10 s

@@ -323,9 +323,11 @@ class Log:
             ),
         )
         now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
-        return [None if packed is None else _position(read_state(packed), now_ms) for packed in states]
+        return [packed and _position(read_state(packed), now_ms) for packed in states]
 
 
-def _position(state: State, now_ms: int) -> Position:
+def _position(state: State, now_ms: int) -> Position | None:
     end_ms = max(state.expires_ms, state.held_until_ms)
+    if now_ms >= end_ms + state.retention_ms:
+        return None
     return Position(state.cursor, state.rev, end_ms, bool(state.reason) or now_ms >= end_ms)

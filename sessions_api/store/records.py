@@ -11,7 +11,7 @@ from sessions_api.domain.turns import Draft, Turn
 from sessions_api.errors import StorageFault
 
 _entry = LogEntry._make
-_decode_turn = msgspec.msgpack.Decoder(Turn, strict=False).decode
+_decode_turn = msgspec.msgpack.Decoder(Turn).decode
 
 
 def turn_of(record: bytes) -> Turn:
@@ -23,10 +23,10 @@ def entry_of(entry: list[Any]) -> LogEntry:
     """A log entry from the reply of XRANGE."""
     stream_id, fields = entry
     try:
-        _, kind, _, prev, _, turn, _, status, _, body = fields  # as write() of lua/lib/turns.lua has them
+        _, prev, kind, body = fields  # as write() of lua/lib/turns.lua has them
     except ValueError:
         raise StorageFault(f"a log entry has the fields {fields[::2]!r}") from None
-    return _entry((stream_id[:-2], prev, kind, turn, status, body))
+    return _entry((stream_id[:-2], prev, kind, body))
 
 
 def draft_of(record: bytes, text: bytes) -> Draft:

@@ -1,9 +1,9 @@
 """The state of a session: one field of its hash, an array that Lua and Python read alike.
 
-``session:{t}:<sid>`` has two fields: ``metadata``, as it was given, and ``state``,
-everything else, a MessagePack array in the order of :class:`State`. One field of
-thirty-five costs a script a third of what as many fields do, and the memory of
-their names. In Lua the array is ``s``; ``s.rev`` and ``set('rev', …)`` become the
+``session:{t}:<sid>`` has ``metadata``, as it was given, ``state``, a MessagePack array
+in the order of :class:`State`, and the records of turns (``lua/lib/turns.lua``). One
+field with thirty-six members costs a script a third of what as many fields do, and
+does without the memory of their names. In Lua the array is ``s``; ``s.rev`` and ``set('rev', …)`` become the
 place when a script is loaded, so a name that is no field does not load.
 
 A field that a later release adds stands at the end: what was written without it

@@ -1,8 +1,8 @@
 """Messages and turns as callers see them.
 
-The log stores a message's JSON without the members that its position gives
-(cursor, createdAt, turnId, status). They are put in front here by joining
-bytes, so that a page of history or a replay decodes nothing.
+The log stores a message's JSON but for what its position gives (cursor and
+createdAt). These are put in front here by joining bytes, so that a page of
+history or a replay decodes nothing.
 """
 
 from __future__ import annotations
@@ -212,21 +212,10 @@ def read_message(entry: LogEntry) -> Message:
 
 def entry_data(entry: LogEntry) -> bytes:
     """The JSON of an entry: a Message, or the data of ``turn.failed`` or ``turn.cancelled``."""
-    position, _, kind, turn, status, body = entry
-    parts: tuple[bytes, ...]
+    position, _, kind, body = entry
     if kind != b"message":
-        parts = (b'{"turnId":"', turn, b'"')
-    elif status:
-        instant = iso_of(position)
-        parts = (
-            b'{"cursor":', position, b',"createdAt":"', instant,
-            b'","turnId":"', turn, b'","status":"', status, b'"',
-        )  # fmt: skip
-    elif turn:
-        parts = (b'{"cursor":', position, b',"createdAt":"', iso_of(position), b'","turnId":"', turn, b'"')
-    else:
-        parts = (b'{"cursor":', position, b',"createdAt":"', iso_of(position), b'"')
-    return b"".join((*parts, b"}" if body == b"{}" else b"," + body[1:]))
+        return body
+    return b'{"cursor":%b,"createdAt":"%b",%b' % (position, iso_of(position), body[1:])
 
 
 def history_json(entries: list[LogEntry], *, has_more: bool) -> bytes:

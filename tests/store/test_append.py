@@ -114,8 +114,7 @@ class TestAppend:
         of = store.keyspace.of(sid)
         last = max(each.cursor for each in burst)
         server.call(
-            "XADD", of.all()[2], f"{ahead}-0", "kind", "message", "prev", last, "turn", "", "status", "",
-            "body", "{}",
+            "XADD", of.all()[2], f"{ahead}-0", "prev", last, "message", "{}",
         )  # fmt: skip
         await put_state(store, sid, cursor=ahead)
 

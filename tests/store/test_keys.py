@@ -206,6 +206,14 @@ class TestScriptTexts:
         script = next(script for _, script in _scripts() if script.name == name)
         assert code_of(script.source.decode()).count("'TIME'") <= 1
 
+    @pytest.mark.parametrize("name", FILES)
+    def test_what_it_does_rarely_it_calls(self, name: str) -> None:
+        """A function that is made when it is called is nothing to be handed on."""
+        rare = re.search(r"^-- rarely: (.+)$", text_of(name), re.MULTILINE)
+        for word in rare[1].split() if rare else ():
+            for text in (text_of(name), *(text_of(f"lib/{part}") for part in LIB)):
+                assert not re.search(rf"(?<![.\w']){word}\b(?!\()(?![\w'])", code_of(text)), (name, word)
+
     def test_a_field_that_there_is_not_does_not_load(self) -> None:
         assert in_places("set('app', s.rev)") == "set(1, s[25])"
         for wrong in ("s.revision = 1", "set('revision', 1)"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
 import pytest
@@ -152,7 +153,10 @@ class TestHistory:
 
         page = await store.log.history(session.session_id, grant=LOCAL_APP, limit=10)
 
-        assert [entry.body for entry in reversed(page.entries)] == bodies
+        assert [entry.body for entry in reversed(page.entries)] == [
+            f'{{"turnId":"{entry.turn_id}",'.encode() + body[1:]
+            for entry, body in zip(reversed(page.entries), bodies, strict=True)
+        ]
 
     async def test_a_body_without_author_gets_the_sessions_user(self, store: Store) -> None:
         """The replica need not know whose session it is."""
@@ -162,7 +166,7 @@ class TestHistory:
         await store.log.append(session.session_id, grant=EVERYTHING, message=message, turn_id=new_turn_id())
 
         (entry,) = (await store.log.history(session.session_id, grant=EVERYTHING, limit=1)).entries
-        assert entry.body == b'{"authorId":"' + USER.encode() + b'","content":"hi"}'
+        assert json.loads(entry.body) == {"turnId": entry.turn_id, "authorId": USER, "content": "hi"}
 
     async def test_any_number_is_a_cursor(self, store: Store) -> None:
         session = await opened(store)

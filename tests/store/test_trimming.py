@@ -40,7 +40,7 @@ class TestTrimming:
             pipe = client.pipeline(transaction=False)
             for number, cursor in enumerate(cursors):
                 prev = cursors[number - 1] if number else 0
-                fields = {"kind": "message", "prev": prev, "turn": "", "status": "", "body": body}
+                fields = {"prev": prev, "message": body}
                 pipe.xadd(of.all()[2], fields, id=f"{cursor}-0")
             pipe.pexpire(of.all()[2], 3_600_000)
             pipe.execute()

@@ -65,6 +65,8 @@ class TestComplete:
         answer = await store.turns.answer(sid, turn.turn_id, grant=LOCAL_APP)
         assert answer is not None
         assert json.loads(answer.body) == {
+            "turnId": turn.turn_id,
+            "status": "complete",
             "id": turn.message_id,
             "authorId": AGENT,
             "content": text,
@@ -174,8 +176,13 @@ class TestFail:
         assert (turn.state, turn.attempt) == ("failed", 3)
         assert await kinds(store, sid) == ["message", "turn.failed"]
         failed = (await store.log.replay(sid, grant=EVERYTHING, after=0)).entries[-1]
-        assert json.loads(failed.body) == {"code": "BROKEN", "message": "It broke", "attempts": 3}
-        assert failed.turn_id == turn.turn_id
+        assert json.loads(failed.body) == {
+            "turnId": turn.turn_id,
+            "code": "BROKEN",
+            "message": "It broke",
+            "attempts": 3,
+        }
+        assert (failed.turn_id, failed.status) == (turn.turn_id, None)
 
     @pytest.mark.parametrize("asked_ms, pause_ms", [(10, 1_000), (20_000, 20_000), (600_000, 60_000)])
     async def test_an_agent_may_ask_for_a_longer_pause(

@@ -157,6 +157,8 @@ class TestAnAnswersBody:
             answer = await store.turns.answer(sid, turn.turn_id, grant=LOCAL_APP)
             assert answer is not None
             assert json.loads(answer.body) == {
+                "turnId": turn.turn_id,
+                "status": "complete",
                 "id": turn.message_id,
                 "authorId": AGENT.upper(),
                 "content": "so",

@@ -25,7 +25,7 @@ from sessions_api.store.connection import Redis
 from sessions_api.store.keys import Keyspace
 from sessions_api.store.written import Written
 from tests.support.servers import TestServer
-from tests.support.stores import is_life, new_session
+from tests.support.stores import is_life, new_session, state_of
 
 S = 1_000
 SLACK_MS = 4_500
@@ -258,7 +258,8 @@ class Compared(RuleBasedStateMachine):
         else:
             assert replay.draft is None
         # The promise: the alarm may be early, never late.
-        instants = [timeouts.end_ms(session.clock), session.held_until_ms]
+        paused_ms = self.run(state_of(self.store, self.sid)).retry_ms
+        instants = [timeouts.end_ms(session.clock), session.held_until_ms, paused_ms]
         instants.append(timeouts.warning_due_ms(session.clock, session.config, session.now_ms) or 0)
         next_ms = min(instant for instant in instants if instant > 0)
         score = self.run(self.redis.command(b"ZSCORE", due, of.sid))

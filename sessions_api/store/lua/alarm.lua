@@ -42,7 +42,6 @@ elseif s.retry_ms > 0 and s.retry_ms <= now then
 end
 local late = warn()
 if late then word, lag_ms = 'warned', late end
-set('alarm_ms', 0)
 arm(true)
 save()
 return {word, sid, int(lag_ms), lost}

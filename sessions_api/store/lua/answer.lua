@@ -20,11 +20,11 @@ if cursor > 0 then
   if entry then return {'ok', sid, entry} end
 end
 if record then return {'none', sid} end
-local from = '(' .. after .. '-0'
+local from, answer = '(' .. after .. '-0', '{"turnId":"' .. turn_id .. '","status":"'
 while true do
   local page = redis.call('XRANGE', log, from, '+', 'COUNT', BATCH)
   for _, entry in ipairs(page) do
-    if entry[2][6] == turn_id and entry[2][8] ~= '' then return {'ok', sid, entry} end
+    if string.sub(entry[2][4], 1, #answer) == answer then return {'ok', sid, entry} end
   end
   if #page < BATCH then return {'none', sid} end
   from = '(' .. page[#page][1]

@@ -20,7 +20,7 @@ end
 redis.call('ZREM', due, sid)
 redis.call('DEL', session, alarm, log, draft)
 for _, id in ipairs(ids) do
-  fact('turn.cancelled', id .. ' -', '{"by":"delete"}')
+  fact('turn.cancelled', id .. ' -', '{"turnId":"' .. id .. '","by":"delete"}')
 end
 fact('session.ended')
 tell()

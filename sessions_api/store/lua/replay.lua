@@ -19,7 +19,7 @@ if first then oldest = tonumber(string.match(first[1], '%d+')) end
 if after ~= '' then
   local bytes = 0
   for _, entry in ipairs(redis.call('XRANGE', log, '(' .. after .. '-0', '+', 'COUNT', limit)) do
-    bytes = bytes + #entry[2][10]
+    bytes = bytes + #entry[2][4]
     if #entries > 0 and bytes > max_bytes then break end
     entries[#entries + 1] = entry
   end

@@ -44,7 +44,7 @@ local function end_ms() return math.max(s.expires_ms, s.held_until_ms) end
 local function gone_ms() return end_ms() + s.retention_ms end
 
 -- Every per-session key lives until then, and up to a sixtieth of the retention or a minute
--- longer: so the keys need not be told of every renewal. One that a script made anew (`fresh`) is told always.
+-- longer: so the keys need not be told of every renewal, but for one that is new (`fresh`).
 local function save()
   local grain_ms = math.max(1, math.min(math.floor(s.retention_ms / 60), 60000))
   local until_ms = math.ceil(gone_ms() / grain_ms) * grain_ms
@@ -57,13 +57,13 @@ local function save()
   end
   if records_into then records_into(args) end
   if #args > 0 then redis.call('HSET', session, unpack(args)) end
+  local at = int(until_ms)
   if has_moved then
-    local at = int(until_ms)
     redis.call('PEXPIREAT', session, at)
     if s.cursor > 0 then redis.call('PEXPIREAT', log, at) end
     if s.turn_state ~= '' then redis.call('PEXPIREAT', draft, at) end
   else
-    for _, key in ipairs(fresh) do redis.call('PEXPIREAT', key, int(until_ms)) end
+    for _, key in ipairs(fresh) do redis.call('PEXPIREAT', key, at) end
   end
   fresh = {}
   tell()

@@ -52,11 +52,16 @@ end
 
 -- Append to the log and tell followers; the cursor is the entry's id, its time,
 -- and the position in every transport, so it never repeats and never goes back.
+-- An entry is {'prev', cursor before it, kind, body}, the body what callers see, but
+-- for what follows from the cursor.
 local function write(kind, turn_id, status, body)
+  body = string.sub(body, 2)
+  if status ~= '' then body = '"status":"' .. status .. '",' .. body end
+  if turn_id ~= '' then body = '"turnId":"' .. turn_id .. '",' .. body end
+  body = '{' .. body
   local prev = s.cursor
   local cursor = math.max(now, prev + 1)
-  redis.call('XADD', log, int(cursor) .. '-0',
-    'kind', kind, 'prev', int(prev), 'turn', turn_id, 'status', status, 'body', body)
+  redis.call('XADD', log, int(cursor) .. '-0', 'prev', int(prev), kind, body)
   if prev == 0 then fresh[#fresh + 1] = log end
   set('cursor', cursor)
   set('log_bytes', s.log_bytes + #body)
@@ -76,7 +81,7 @@ local function trim()
     local entry = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
     if not entry or tonumber(string.match(entry[1], '%d+')) >= oldest then return end
     redis.call('XDEL', log, entry[1])
-    set('log_bytes', s.log_bytes - #entry[2][10])
+    set('log_bytes', s.log_bytes - #entry[2][4])
   end
 end
 
