@@ -24,8 +24,8 @@ local function is_record(value)
   return first == 0xde or first >= 0x80 and first <= 0x8f
 end
 
-local function set(name, value)
-  s[name] = value
+local function set(place, value)
+  s[place] = value
   is_changed = true
 end
 
