@@ -2,8 +2,8 @@ r"""What the scripts publish, as the events that followers are told.
 
 A payload is all that one script has to tell: for each fact
 ``<type> <cursor> <prev> <rev> <now_ms> <bytes> <args…>\n``, words that need no JSON,
-then so many bytes that are copied, and a line feed. It is parsed once per process, and rendered
-once for all its followers.
+then so many bytes that are copied, and a line feed. It is parsed once per process,
+and rendered once for all its followers.
 """
 
 from __future__ import annotations
