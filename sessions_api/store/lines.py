@@ -1,4 +1,4 @@
-"""One open connection to one Redis server: one write per loop tick, replies in order.
+"""One open connection to one Redis server: commands of a loop tick leave together, replies come in order.
 
 Knows the wire protocol (through hiredis) and asyncio transports, and nothing of
 addresses, repeats or scripts: ``connection.py`` opens lines and decides what a
@@ -75,7 +75,7 @@ class LineLost(Exception):
 class Stats:
     """What one process did to one Redis since it started; read by metrics, by tests and by readiness."""
 
-    round_trips: int = 0  # writes to the socket; each carries every command of one loop tick
+    round_trips: int = 0  # loop ticks whose commands left together
     commands: int = 0
     connects: int = 0  # lines that came up; all but the first are reconnects
     failed_connects: int = 0
@@ -103,6 +103,7 @@ class Wire(asyncio.Protocol):
         self.reason = ""  # why the line ended; empty while it is open
         self.on_lost: Callable[[], None] = lambda: None
         self._out: list[bytes] = []
+        self._is_leaving = False  # what is queued leaves at the end of this tick
 
     def take_over(self, transport: asyncio.Transport, keep_alive: object) -> None:
         """Become the protocol of an open *transport*; *keep_alive* lives as long as the line."""
@@ -113,18 +114,25 @@ class Wire(asyncio.Protocol):
         transport.set_protocol(self)
 
     def write(self, packed: bytes) -> None:
-        """Queue one command; everything queued in this tick leaves in one write."""
-        out = self._out
-        if not out:
-            self._loop.call_soon(self._flush)
-        out.append(packed)
+        """Queue one command; it leaves with all that is queued in this tick."""
+        if not self._is_leaving:
+            self._is_leaving = True
+            self._loop.call_soon(self._end_tick)
+        self._out.append(packed)
+
+    def _end_tick(self) -> None:
+        self._is_leaving = False
+        self.send_off()
+
+    def send_off(self) -> None:
+        """The commands of a tick are complete, and leave."""
+        if not self.reason:
+            self.stats.round_trips += 1
+            if self._out:
+                self._flush()
 
     def _flush(self) -> None:
-        out = self._out
-        if self.reason:
-            return
-        self._out = []
-        self.stats.round_trips += 1
+        out, self._out = self._out, []
         self.stats.commands += len(out)
         self.sent(len(out))
         self._transport.write(out[0] if len(out) == 1 else b"".join(out))
@@ -161,6 +169,12 @@ class Line(Wire):
     *reply_timeout_s*: with the oldest reply overdue by this much (and at most a
     quarter more), the line is dead. Looking four times in that span costs the
     callers nothing, where a timer each would cost more than the rest of the call.
+    """
+
+    handful = 6
+    """So many commands leave before their tick is over. Redis answers what it read in one piece when it
+    has run it all: with the whole tick in one write, it would wait while this process works, and then
+    this process for it.
     """
 
     def __init__(self, stats: Stats, *, reply_timeout_s: float) -> None:
@@ -220,11 +234,10 @@ class Line(Wire):
         return future
 
     def _queue(self, packed: bytes, future: asyncio.Future[Any], lane: str) -> None:
-        out = self._out
-        if not out:
-            self._loop.call_soon(self._flush)
-        out.append(packed)
+        self.write(packed)
         self._queued.append((future, lane))
+        if len(self._queued) >= self.handful:
+            self._flush()
 
     def _refill(self) -> None:
         """Let those of the lanes onto the line for whom there is room."""

@@ -23,6 +23,7 @@ docs/adr/0014 says why it is an error and no header, and which scripts are told.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -63,6 +64,8 @@ class ReplicatedLine(Line):
     replicas lasts half of *reply_timeout_s*, so that the line outlives it.
     """
 
+    handful = sys.maxsize  # a batch leaves whole
+
     def __init__(
         self, stats: Stats, *, reply_timeout_s: float, replicas: int, key_prefix: bytes = b"sa:"
     ) -> None:
@@ -96,7 +99,7 @@ class ReplicatedLine(Line):
         elif not told.done():
             told.set_exception(error)
 
-    def _flush(self) -> None:
+    def send_off(self) -> None:
         if self._is_committing or not self._out:
             return
         self._is_committing = True
@@ -109,7 +112,7 @@ class ReplicatedLine(Line):
         waited.add_done_callback(partial(self._committed, monotonic()))
         self._queue(pack(("SET", self._key(), "", "EX", COMMIT_LIFE_S)), wrote, COMMIT_LANE)
         self._queue(self._wait, waited, COMMIT_LANE)
-        super()._flush()
+        super().send_off()
 
     def _key(self) -> bytes:
         """A key in the slot of the last command's, which is at this server."""
@@ -134,7 +137,7 @@ class ReplicatedLine(Line):
         if error is None and (way_s := monotonic() - since_s) < self._quickest_s:
             self._quickest_s = way_s
             self._lanes.measured(way_s)
-        self._flush()
+        self.send_off()
 
 
 async def open_replicated(
