@@ -114,7 +114,7 @@ class Surface:
                 await self._hold_back(error)
             if isinstance(answer, Reply) and not is_stream:
                 status = answer.status
-                await answer.send(send, request.common, only_head=method == "HEAD")
+                await answer.send(scope, send, request.common)
         finally:
             seconds = time.perf_counter() - started_s
             known = method if method in _METHODS else "other"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from starlette.types import Send
+from starlette.types import Scope, Send
 
 from sessions_api.domain.limits import Standing
 from sessions_api.domain.sessions import Session
@@ -28,6 +29,10 @@ SAFE: Final[tuple[Header, ...]] = (
 CLOSED: Final[Header] = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 """What is no page loads nothing, should a browser be made to show it."""
 _COMMON: Final[tuple[Header, ...]] = (NO_STORE, *SAFE)
+WHOLE_REPLY: Final = "sessions_api.whole_reply"
+"""The ASGI extension by which our own server takes a reply in one piece (``cli/outward.py``)."""
+_JSON_HEAD: Final = b"".join(b"%b: %b\r\n" % header for header in (*_COMMON, CLOSED, _JSON_HEADER))
+_is_unsafe: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 
 _encode = msgspec.json.Encoder().encode
 
@@ -41,8 +46,19 @@ class Reply(NamedTuple):
     content_type: bytes = JSON
     policy: Header = CLOSED
 
-    async def send(self, send: Send, common: tuple[Header, ...], *, only_head: bool = False) -> None:
+    async def send(self, scope: Scope, send: Send, common: tuple[Header, ...]) -> None:
         """*common*: what every reply to this request carries."""
+        only_head = scope["method"] == "HEAD"
+        write_whole = scope.get("extensions", {}).get(WHOLE_REPLY)
+        if write_whole is not None and self._is_plain and not only_head:
+            head = _JSON_HEAD
+            for name, value in (*common, *self.headers):
+                if _is_unsafe(value):
+                    break  # uvicorn refuses it
+                head += b"%b: %b\r\n" % (name, value)
+            else:
+                if write_whole(scope, self.status, head, self.body):
+                    return
         headers = [*common, *_COMMON, self.policy, *self.headers]
         if self.status != 204:  # RFC 9110: no Content-Length where there can be no content
             headers.append((b"content-length", b"%d" % len(self.body)))
@@ -52,6 +68,10 @@ class Reply(NamedTuple):
             )
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if only_head else self.body})
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.content_type is JSON and self.policy is CLOSED and self.status != 204
 
 
 def reply(content: Any, *, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:

@@ -38,6 +38,7 @@ MAX_QUERY_FIELDS: Final = 50
 MERGE_PATCH: Final = "application/merge-patch+json"
 TRACE_HEADERS: Final = (b"traceparent", b"tracestate")
 _JSON_TYPE: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)")
+_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9/._~-]{1,500}").fullmatch
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:+/=@-]{1,128}")
 _decode = msgspec.json.Decoder().decode
 T = TypeVar("T")
@@ -152,7 +153,8 @@ class Request:
     @property
     def instance(self) -> str:
         """The path, as a problem's ``instance``."""
-        return quote(self.scope["path"][:500], safe="/:@!$&'()*+,;=-._~", errors="replace")
+        path = str(self.scope["path"])
+        return path if _PLAIN_PATH(path) else quote(path[:500], safe="/:@!$&'()*+,;=-._~", errors="replace")
 
     @property
     def wants_problem(self) -> bool:
@@ -210,10 +212,8 @@ class Request:
 
     def link(self, *, rel: str, **changed: str) -> bytes:
         """A Link header's value (RFC 8288): this request with other positions."""
-        fields = {
-            key: value for key, value in self.query().items() if key not in {"before", "after", "cursor"}
-        }
-        return f'<{self.instance}?{urlencode(fields | changed)}>; rel="{rel}"'.encode()
+        kept = {key: value for key, value in self.query().items() if key not in {"before", "after", "cursor"}}
+        return f'<{self.instance}?{urlencode(kept | changed)}>; rel="{rel}"'.encode()
 
     async def body(self, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
         """The whole body.

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from sessions_api.api.replies import WHOLE_REPLY
 from sessions_api.cli.outward import Joining, refusal
 from sessions_api.errors import (
     HeadTooLarge,
@@ -85,6 +86,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)  # type: ignore[arg-type]  # a stream's, always
         self.logger = LOGGER
         self._joining = Joining(self.transport, self.loop)
+        self._extensions: Any = {WHOLE_REPLY: self._joining.write_whole}
         # Not as uvicorn does it, which would refuse requests on connections that it has let in.
         most, self.limit_concurrency = most_connections(self.limit_concurrency), None
         if len(self.connections) > most:
@@ -172,6 +174,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.scope["extensions"] = self._extensions
+        self._joining.begin(cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Transport
 from http import HTTPStatus
-from typing import Final
+from typing import ClassVar, Final
+
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from sessions_api.api.middleware import UNMATCHED
 from sessions_api.api.replies import CLOSED, SAFE
@@ -23,13 +26,51 @@ class Joining:
     is written as it comes.
     """
 
-    __slots__ = ("_has_begun", "_head", "_loop", "_transport")
+    __slots__ = ("_cycle", "_has_begun", "_head", "_loop", "_transport")
+    _defaults: ClassVar[tuple[list[tuple[bytes, bytes]], bytes]] = ([], b"")
+    """uvicorn's own headers, which are others in each second, and what they look like."""
 
     def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
+        self._cycle: RequestResponseCycle | None = None
         self._head = b""
         self._has_begun = False
+
+    def begin(self, cycle: RequestResponseCycle) -> None:
+        """What is written from now on answers *cycle*."""
+        self._cycle = cycle
+
+    def write_whole(self, scope: Scope, status: int, head: bytes, body: bytes) -> bool:
+        """Write the reply to *scope* in one piece; False, and nothing is done, unless all is as it mostly is.
+
+        For uvicorn a reply is two messages, and each header of it a search for what may not be in one: a
+        tenth of what a request costs. *head*: header lines that need no such search, without the length.
+        """
+        cycle = self._cycle
+        if (
+            cycle is None
+            or cycle.scope is not scope
+            or cycle.response_started
+            or cycle.disconnected
+            or cycle.flow.write_paused
+            or not cycle.keep_alive
+        ):
+            return False
+        headers, defaults = self._defaults
+        if cycle.default_headers is not headers:
+            headers = cycle.default_headers
+            defaults = b"".join(b"%b: %b\r\n" % header for header in headers)
+            Joining._defaults = headers, defaults
+        cycle.waiting_for_100_continue = False
+        cycle.response_started = cycle.response_complete = True
+        cycle.expected_content_length = 0
+        self._transport.write(
+            b"%b%b%bcontent-length: %d\r\n\r\n%b" % (STATUS_LINE[status], defaults, head, len(body), body)
+        )
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
     def write(self, data: bytes) -> None:
         if self._has_begun:
@@ -51,6 +92,7 @@ class Joining:
 
     def next_reply(self) -> None:
         self.flush()  # there was no body
+        self._cycle = None
         self._has_begun = False
 
     def close(self) -> None:

@@ -171,7 +171,7 @@ class Line(Wire):
     callers nothing, where a timer each would cost more than the rest of the call.
     """
 
-    handful = 6
+    handful = 8
     """So many commands leave before their tick is over. Redis answers what it read in one piece when it
     has run it all: with the whole tick in one write, it would wait while this process works, and then
     this process for it.

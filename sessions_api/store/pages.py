@@ -51,9 +51,10 @@ async def read_messages(
         page = await redis.command(*span, b"COUNT", count, safe=True)
         for raw in page:
             entry = entry_of(raw)
-            if entry.what != b"message":
+            _, _, kind, body = entry
+            if kind != b"message":
                 continue
-            size_bytes += len(entry.body)
+            size_bytes += len(body)
             if len(found) == limit or size_bytes > max_bytes:
                 return Messages(found, has_more=True)
             found.append(entry)

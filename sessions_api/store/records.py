@@ -10,7 +10,7 @@ from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.turns import Draft, Turn
 from sessions_api.errors import StorageFault
 
-_entry = LogEntry._make
+_new = tuple.__new__  # as LogEntry._make has it, for a page's every entry
 _decode_turn = msgspec.msgpack.Decoder(Turn).decode
 
 
@@ -26,7 +26,7 @@ def entry_of(entry: list[Any]) -> LogEntry:
         _, prev, kind, body = fields  # as write() of lua/lib/turns.lua has them
     except ValueError:
         raise StorageFault(f"a log entry has the fields {fields[::2]!r}") from None
-    return _entry((stream_id[:-2], prev, kind, body))
+    return _new(LogEntry, (stream_id[:-2], prev, kind, body))
 
 
 def draft_of(record: bytes, text: bytes) -> Draft:

@@ -86,7 +86,9 @@ RESUMES = Counter("sessions_resumes_total", "Followers that came with a cursor."
 RESUBSCRIPTIONS = Counter("sessions_resubscriptions_total", "Times a pub/sub connection had to start over.")
 
 # Redis, as this process sees it
-REDIS_ROUND_TRIPS = Counter("sessions_redis_round_trips_total", "Event-loop ticks whose commands went to Redis.", "line")
+REDIS_ROUND_TRIPS = Counter(
+    "sessions_redis_round_trips_total", "Event-loop ticks whose commands went to Redis.", "line"
+)
 REDIS_COMMANDS = Counter("sessions_redis_commands_total", "Commands sent to Redis.", "line")
 REDIS_SCRIPTS = Counter("sessions_redis_scripts_total", "Scripts called.", "script")
 REDIS_CONNECTS = Counter("sessions_redis_connects_total", "Connections that came up.", "line")

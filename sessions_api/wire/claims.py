@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.traces import traceparent_of, tracestate_of
 from sessions_api.domain.turns import ClaimedTurn
 from sessions_api.wire.answers import TOKENS
 from sessions_api.wire.inputs import Attachment, Metadata
 from sessions_api.wire.instants import iso
-from sessions_api.wire.messages import Message, entry_data
+from sessions_api.wire.messages import Message, messages_json
 
 MAX_WORKER_CHARS = 100
 MAX_CAPACITY = 1000
@@ -183,10 +182,5 @@ def claimed_json(claimed: ClaimedTurn, *, is_held: bool = True) -> bytes:
             "more": claimed.more,
         }
     )
-    return b"".join(
-        (front[:-1], b',"messages":', _page(claimed.messages), b',"history":', _page(claimed.history), b"}")
-    )
-
-
-def _page(entries: list[LogEntry]) -> bytes:
-    return b"[" + b",".join([entry_data(entry) for entry in entries]) + b"]"
+    messages, history = messages_json(claimed.messages), messages_json(claimed.history)
+    return b"".join((front[:-1], b',"messages":', messages, b',"history":', history, b"}"))

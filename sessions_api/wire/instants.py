@@ -10,6 +10,7 @@ from functools import lru_cache
 LAST_MS = 253_402_300_799_999
 """The end of the year 9999, past which RFC 3339 has no words."""
 EPOCH_DAY = date(1970, 1, 1).toordinal()
+_REST = [f".{ms:03d}Z" for ms in range(1000)]
 
 
 @lru_cache(maxsize=8192)
@@ -20,7 +21,7 @@ def _second(second: int) -> str:
 def iso(ms: int) -> str:
     """*ms* since the epoch as ``2026-11-22T23:31:34.123Z``."""
     second, rest = divmod(ms, 1000)
-    return f"{_second(second)}.{rest:03d}Z"
+    return _second(second) + _REST[rest]
 
 
 @lru_cache(maxsize=8192)
@@ -32,7 +33,7 @@ def iso_of(digits: bytes) -> bytes:
     """As :func:`iso`, from a cursor's digits and in bytes."""
     if len(digits) <= 3:
         return iso(int(digits)).encode()
-    return b"%b.%bZ" % (_second_of(digits[:-3]), digits[-3:])
+    return _second_of(digits[:-3]) + b"." + digits[-3:] + b"Z"
 
 
 def iso_now() -> str:

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from sessions_api.api.replies import Reply
 from sessions_api.cli.connections import Connection
 from tests.support.waiting import until
 
@@ -72,6 +73,13 @@ class App:
             await send({"type": "http.response.body"})
             return
         body = json.dumps(scope["path"]).encode()
+        if kind in {"ours", "forged"}:
+            headers = (
+                (b"etag", b'"1"'),
+                (b"link", b"</a>\r\nset-cookie: b=c" if kind == "forged" else b"</a>"),
+            )
+            await Reply(200, body, headers).send(scope, send, ((b"x-request-id", b"id"),))
+            return
         await send(
             {
                 "type": "http.response.start",
@@ -128,6 +136,11 @@ def ask(client: Client, *paths: str, method: str = "GET", more: str = "") -> Non
 
 async def head(client: Client) -> bytes:
     return await client[0].readuntil(b"\r\n\r\n")
+
+
+def lines(head: bytes) -> list[bytes]:
+    """Without the second in which it left."""
+    return [line for line in head.split(b"\r\n") if not line.startswith(b"date: ")]
 
 
 async def body(client: Client) -> str:
@@ -193,6 +206,57 @@ class TestReply:
         client[1].write(b"{}")
 
         assert await body(client) == "/upload"
+
+
+class TestOurs:
+    """Replies of the app, which have a shorter way out than uvicorn's (``cli/outward.py``)."""
+
+    async def test_read_the_same_on_either_way(self, client: Client) -> None:
+        ask(client, "/ours")
+        short = lines(await head(client))
+        assert await client[0].readexactly(7) == b'"/ours"'
+        ask(client, "/ours", more="Connection: close\r\n")
+        long = lines(await head(client))
+
+        assert await client[0].read() == b'"/ours"'
+        assert sorted([*short, b"connection: close"]) == sorted(long)
+
+    async def test_keep_their_order_among_others(self, client: Client) -> None:
+        paths = ["/ours/1", "/any/2", "/ours/3", "/ours/4", "/any/5"]
+        ask(client, *paths)
+
+        assert [await body(client) for _ in paths] == paths
+        assert len(Recorded.writes) == 5
+
+    async def test_to_head_have_no_body(self, client: Client) -> None:
+        ask(client, "/ours", "/then", method="HEAD")
+
+        assert b"\r\ncontent-length: 7\r\n" in await head(client)
+        assert b"\r\ncontent-length: 7\r\n" in await head(client)
+
+    async def test_come_before_the_body_that_they_did_not_wait_for(self, client: Client) -> None:
+        ask(client, "/ours", method="POST", more="Content-Length: 2\r\n")
+        assert await body(client) == "/ours"
+        client[1].write(b"{}")
+        ask(client, "/ours/then")
+
+        assert await body(client) == "/ours/then"
+
+    async def test_wait_for_a_client_that_takes_nothing(self, client: Client) -> None:
+        Recorded.newest.pause_writing()
+        ask(client, "/ours")
+        await until(lambda: Recorded.newest.cycle is not None)
+        await asyncio.sleep(0.05)
+        assert not Recorded.writes
+
+        Recorded.newest.resume_writing()
+
+        assert await body(client) == "/ours"
+
+    async def test_with_a_line_in_a_header_do_not_leave(self, client: Client) -> None:
+        ask(client, "/forged")
+
+        assert b"set-cookie" not in await client[0].read()
 
 
 class TestStream:
