@@ -111,7 +111,7 @@ def _parts(args: argparse.Namespace) -> dict[str, Callable[[Path], Coroutine[Any
     names = args.endpoints.split(",") if args.endpoints else (["get", "post"] if smoke else [])
     return {
         "http": lambda folder: endpoints.run(
-            folder, rounds=rounds, seconds=seconds, sessions=200 if smoke else 8_000, only=names
+            folder, rounds=rounds, seconds=seconds, sessions=800 if smoke else 8_000, only=names
         ),
         "scripts": lambda folder: scripts.run(folder, sessions=20 if smoke else 200, rounds=rounds),
         "memory": lambda folder: memory.run(folder, sizes=sizes, talking=100 if smoke else 10_000),
