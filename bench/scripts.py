@@ -37,7 +37,7 @@ from sessions_api.domain.sessions import ConfigChange
 from sessions_api.domain.timeouts import MINUTE_MS, TimeoutConfig
 from sessions_api.store import Store
 from sessions_api.store.connection import Script
-from sessions_api.store.scripts import load
+from sessions_api.store.loader import load
 
 PART = "Redis time per script"
 BUDGET = 15.0

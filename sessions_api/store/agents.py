@@ -15,7 +15,8 @@ import msgspec
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import PARTITIONS, AgentId
 from sessions_api.errors import AgentNotFound
-from sessions_api.store.scripts import load, unknown
+from sessions_api.store.loader import load
+from sessions_api.store.scripts import unknown
 
 if TYPE_CHECKING:
     from sessions_api.store.scripts import Scripts

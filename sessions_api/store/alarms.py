@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from sessions_api.domain.ids import SessionId, partition_of_session
-from sessions_api.store.scripts import load, unknown
+from sessions_api.store.loader import load
+from sessions_api.store.scripts import unknown
 from sessions_api.store.written import count_lost
 
 if TYPE_CHECKING:

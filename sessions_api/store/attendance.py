@@ -24,7 +24,8 @@ import msgspec
 from sessions_api.domain.agents import AgentState, Availability
 from sessions_api.domain.ids import PARTITIONS, AgentId
 from sessions_api.store import alarms
-from sessions_api.store.scripts import load, unknown
+from sessions_api.store.loader import load
+from sessions_api.store.scripts import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

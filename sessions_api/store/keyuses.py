@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sessions_api.store.scripts import load
+from sessions_api.store.loader import load
 
 if TYPE_CHECKING:
     from collections.abc import Collection

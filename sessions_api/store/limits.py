@@ -37,7 +37,8 @@ import structlog
 
 from sessions_api.domain.limits import Limit, Standing
 from sessions_api.errors import RateLimited, StorageError, StorageFault, StorageFull, StorageUnavailable
-from sessions_api.store.scripts import load, unknown
+from sessions_api.store.loader import load
+from sessions_api.store.scripts import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,9 +21,10 @@ from sessions_api.errors import (
     SessionExpired,
 )
 from sessions_api.store.limits import Asked, in_script, refused, standings
+from sessions_api.store.loader import load
 from sessions_api.store.pages import read_messages
 from sessions_api.store.records import draft_of, entry_of
-from sessions_api.store.scripts import expired_of, load, unknown
+from sessions_api.store.scripts import expired_of, unknown
 from sessions_api.store.state import read_state, session_of
 from sessions_api.telemetry import metrics
 

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from sessions_api.domain.ids import PARTITIONS, AgentId, SessionId
-from sessions_api.store.scripts import load
+from sessions_api.store.loader import load
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from sessions_api.store.keys import SCHEMA
-from sessions_api.store.scripts import load, unknown
+from sessions_api.store.loader import load
+from sessions_api.store.scripts import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

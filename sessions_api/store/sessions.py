@@ -20,7 +20,8 @@ from sessions_api.errors import (
     StorageFault,
     TooManyOpenSessions,
 )
-from sessions_api.store.scripts import load, unknown
+from sessions_api.store.loader import load
+from sessions_api.store.scripts import unknown
 from sessions_api.store.state import session_of
 from sessions_api.telemetry import metrics
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sessions_api.store.scripts import load
+from sessions_api.store.loader import load
 
 if TYPE_CHECKING:
     from sessions_api.store.connection import Redis

@@ -76,26 +76,25 @@ class State(msgspec.Struct, array_like=True, frozen=True, gc=False):
 _PLACES: Final = {name: place for place, name in enumerate(State.__struct_fields__, start=1)}
 _BLANK: Final = ", ".join("''" if blank == "" else "0" for blank in State.__struct_defaults__)
 _FIELD: Final = re.compile(r"\bs\.(\w+)")
-_SET: Final = re.compile(r"\bset\('(\w+)',")
-
-STATE_OF: Final = (
-    "local function state_of(packed) local s = packed and cmsgpack.unpack(packed) or {} "
+_READ: Final = re.compile(r"^local s = state_of\((.+)\)$", re.MULTILINE)
+_UNPACKED: Final = (
+    r"local s = \1 and cmsgpack.unpack(\1) or {}\n"
     f"if #s < {len(_PLACES)} then local blank = {{{_BLANK}}} "
-    f"for i = #s + 1, {len(_PLACES)} do s[i] = blank[i] end end return s end"
+    f"for i = #s + 1, {len(_PLACES)} do s[i] = blank[i] end end"
 )
-"""Lua that reads the state; a field that is not there yet is blank."""
+"""A field that is not there yet is blank."""
 
 read_state: Final = msgspec.msgpack.Decoder(State).decode
 """The state in field ``state`` of a session's hash."""
 
 
 def in_places(lua: str) -> str:
-    """*lua* with the place of a field where it names one.
+    """*lua* with the state read where it says ``state_of``, and the place of a field where it names one.
 
     Raises:
         KeyError: it names a field that there is not.
     """
-    lua = _SET.sub(lambda found: f"set({_PLACES[found[1]]},", lua)
+    lua = _READ.sub(_UNPACKED, lua)
     return _FIELD.sub(lambda found: f"s[{_PLACES[found[1]]}]", lua)
 
 

@@ -25,9 +25,10 @@ from sessions_api.errors import (
     TurnLost,
     TurnNotFound,
 )
+from sessions_api.store.loader import load
 from sessions_api.store.pages import Messages, read_messages
 from sessions_api.store.records import entry_of, turn_of
-from sessions_api.store.scripts import load, unknown
+from sessions_api.store.scripts import unknown
 from sessions_api.store.state import read_state, session_of
 from sessions_api.store.written import Written, count_became, count_lost, read_written
 

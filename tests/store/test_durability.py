@@ -17,8 +17,8 @@ from sessions_api.errors import NotReplicated, StorageError, StorageFault
 from sessions_api.store import Redis, Store
 from sessions_api.store.connection import Script, counted_trips
 from sessions_api.store.keys import Keyspace
+from sessions_api.store.loader import load
 from sessions_api.store.replicated import TOLD, UNTOLD
-from sessions_api.store.scripts import load
 from tests.support.cluster import ClusterServer
 from tests.support.proxy import Proxy
 from tests.support.sentinel import Node, eventually

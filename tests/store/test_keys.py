@@ -214,11 +214,45 @@ class TestScriptTexts:
             for text in (text_of(name), *(text_of(f"lib/{part}") for part in LIB)):
                 assert not re.search(rf"(?<![.\w']){word}\b(?!\()(?![\w'])", code_of(text)), (name, word)
 
+    @pytest.mark.parametrize("name", FILES)
+    def test_loaded_calls_the_functions_that_it_has(self, name: str) -> None:
+        """Whatever was put together, put where it is called, or left out."""
+        code = next(script for _, script in _scripts() if script.name == name).source.decode()
+        code = re.sub(r"'[^'\n]*'|\"[^\"\n]*\"", "''", code_of(code))
+        made = re.findall(r"local function (\w+)\(", code)
+        called = set(re.findall(r"(?<![.\w])(?<!function )(\w+)\(", code))
+        given = {
+            "and",
+            "or",
+            "if",
+            "not",
+            "in",
+            "function",
+            "return",
+            "ipairs",
+            "pairs",
+            "tonumber",
+            "type",
+            "unpack",
+        }
+
+        named = re.findall(r"^local (\w+)$", code, re.MULTILINE)  # and made further down, or nowhere
+        assert called <= {*made, *named, *given}
+        assert len(made) == len(set(made))
+        assert all(len(re.findall(rf"\b{function}\b", code)) > 1 for function in made)
+
+    @pytest.mark.parametrize("name", ["append", "cancel", "complete", "delta", "extend", "fail", "turn"])
+    def test_loaded_reads_its_turn_with_the_session(self, name: str) -> None:
+        code = next(script for _, script in _scripts() if script.name == name).source.decode()
+        asked = re.search(r"'state', 'metadata', (ARGV\[\d\])\)", code)
+
+        assert asked
+        assert f"local asked = {asked[1]}" in code
+
     def test_a_field_that_there_is_not_does_not_load(self) -> None:
-        assert in_places("set('app', s.rev)") == "set(1, s[25])"
-        for wrong in ("s.revision = 1", "set('revision', 1)"):
-            with pytest.raises(KeyError, match="revision"):
-                in_places(wrong)
+        assert in_places("s.app = s.rev") == "s[1] = s[25]"
+        with pytest.raises(KeyError, match="revision"):
+            in_places("s.revision = 1")
 
     async def test_a_field_of_a_later_release_is_blank_until_then_and_kept_by_who_does_not_know_it(
         self, store: Store, server: TestServer

@@ -33,7 +33,7 @@ from sessions_api.store import Store
 from sessions_api.store.connection import Script
 from sessions_api.store.log import Appended
 from sessions_api.store.sessions import Once
-from sessions_api.store.state import STATE_OF, State, in_places, read_state
+from sessions_api.store.state import State, in_places, read_state
 from tests.support.servers import TestServer
 
 USER = UserId("11111111-1111-4111-8111-111111111111")
@@ -49,8 +49,7 @@ RETENTION_MS = 60 * MINUTE_MS
 # is what they would see that much later, to the millisecond, and no test has to wait for it.
 AGE = Script(
     "age",
-    STATE_OF
-    + in_places("""
+    in_places("""
 local session, alarm, log, draft, due, ready, users, agents, near = unpack(KEYS)
 local sid, by = ARGV[1], tonumber(ARGV[2])
 local function int(x) return string.format('%.0f', x) end

@@ -37,7 +37,7 @@ if s.turn_state == 'running' and s.held_until_ms <= now then
   end
   reckon()
 elseif s.retry_ms > 0 and s.retry_ms <= now then
-  set('retry_ms', 0)
+  s.retry_ms = 0
   reckon()
 end
 local late = warn()

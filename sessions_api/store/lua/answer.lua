@@ -7,14 +7,15 @@ REPLY  {'ok', sid, entry} | {'none', sid} | absent
 By the record's cursor while the turn is among the last 50 that ended, else by its
 turn id in the log after its message. ]]
 -- needs: session
+-- turn: ARGV[3]
 
 local turn_id, after = ARGV[3], ARGV[4]
 local BATCH = 200
 
 local dead = over()
 if dead and dead[1] ~= 'expired' then return dead end
-local record = redis.call('HGET', session, turn_id)
-local cursor = is_record(record) and cmsgpack.unpack(record).answer or 0
+local record = #turn_id == 36 and stored[3]
+local cursor = record and cmsgpack.unpack(record).answer or 0
 if cursor > 0 then
   local entry = redis.call('XRANGE', log, int(cursor), int(cursor))[1]
   if entry then return {'ok', sid, entry} end

@@ -13,6 +13,7 @@ Repeatable by its turn id; a message that opens no turn of its own, by its once
 entry. onBusy: queue opens a turn; merge joins the last queued one; interrupt
 cancels the running turn and takes all that is queued; reject wants none open. ]]
 -- needs: session clock turns ending limits
+-- turn: ARGV[4]
 -- rarely: cancel expire read_limits refusing charge_all queued_turns reason
 
 local once = KEYS[12]
@@ -21,7 +22,7 @@ local is_agent_away, traces = ARGV[8] == '1', ARGV[9] ~= '' and {ARGV[9]} or nil
 local MAX_QUEUED, MAX_QUEUED_BYTES = 100, 4194304
 
 local function accepted(word, id, cursor, turn, renewed, standings)
-  return {word, sid, int(now), id, cursor, turn, renewed, fields(), standings or {}}
+  return {word, sid, int(now), id, cursor, turn, renewed, stored, standings or {}}
 end
 
 local stranger = refused_by_grant()
@@ -69,7 +70,7 @@ elseif on_busy == 'interrupt' then
   redis.call('HSET', session, 'state', stored[1]) -- the first write can fail for want of memory
   if s.turn_state == 'running' then cancel(turn_of(s.turn), 'interrupt') end
   if now >= s.expires_ms and s.auto_renew == 0 then -- only the turn kept it alive: over, with this
-    set('expires_ms', now)
+    s.expires_ms = now
     expire()
     return over()
   end
@@ -89,11 +90,11 @@ end
 local cursor = write('message', turn_id, '', body)
 turn.messages[#turn.messages + 1] = cursor
 turn.bytes = turn.bytes + #body
-set('last_activity_ms', now)
+s.last_activity_ms = now
 local renewed = s.auto_renew == 1 and renew('message') and 1 or 0
 if joined then
-  set('queued', s.queued + 1)
-  set('queued_bytes', s.queued_bytes + #body)
+  s.queued = s.queued + 1
+  s.queued_bytes = s.queued_bytes + #body
 else
   turn.opened = cursor
   turn.renewed = renewed

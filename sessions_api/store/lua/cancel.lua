@@ -7,6 +7,7 @@ REPLY  {'ok', sid, became, record} | {'unknown', sid} | expired | absent
 Cancel and complete race here: the first wins, the other is told. Repeatable: a
 turn that has ended is replied as it is. ]]
 -- needs: session clock turns ending
+-- turn: ARGV[3]
 
 local turn_id, by = ARGV[3], ARGV[4]
 

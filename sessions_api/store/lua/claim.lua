@@ -58,4 +58,4 @@ local messages = {}
 for i, cursor in ipairs(turn.messages) do
   messages[i] = redis.call('XRANGE', log, int(cursor), int(cursor))[1]
 end
-return {'claimed', sid, int(now), next_session(), was_lapsed, packed[turn.turn_id] or cmsgpack.pack(turn), messages, fields()}
+return {'claimed', sid, int(now), next_session(), was_lapsed, packed[turn.turn_id] or cmsgpack.pack(turn), messages, stored}

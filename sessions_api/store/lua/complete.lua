@@ -9,7 +9,8 @@ is what was streamed, put between body and tail; if that was nothing, the answer
 empty, and stored only where there is more to it ('1'). Repeatable by its fence: its
 own earlier success is the same success. ]]
 -- needs: session clock turns ending worker
--- rarely: expire refused told dequeue enter_ready queued_turns fields reason
+-- turn: ARGV[3]
+-- rarely: expire refused told dequeue enter_ready queued_turns reason
 
 local turn_id, fence, body, tail, is_more = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
 

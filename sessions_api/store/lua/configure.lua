@@ -15,7 +15,7 @@ local op, if_match = ARGV[3], ARGV[4]
 
 local dead = over()
 if dead then return dead end
-if outcome_of(op) then return {'kept', sid, int(now), fields()} end
+if outcome_of(op) then return {'kept', sid, int(now), stored} end
 if if_match ~= '' and tonumber(if_match) ~= s.config_version then
   return {'stale', sid, int(s.config_version)}
 end
@@ -26,13 +26,13 @@ local function chosen(i, kept)
   sources[i] = source ~= '' and source or string.sub(s.sources, i, i)
   return source ~= '' and tonumber(value) or kept
 end
-set('timeout_ms', chosen(1, s.timeout_ms))
-set('auto_renew', chosen(2, s.auto_renew))
-set('max_duration_ms', chosen(3, s.max_duration_ms))
-set('warning_ms', chosen(4, s.warning_ms))
+s.timeout_ms = chosen(1, s.timeout_ms)
+s.auto_renew = chosen(2, s.auto_renew)
+s.max_duration_ms = chosen(3, s.max_duration_ms)
+s.warning_ms = chosen(4, s.warning_ms)
 if s.warning_ms >= s.timeout_ms then
   if sources[4] == 's' then return {'threshold', sid, int(s.timeout_ms), int(s.warning_ms)} end
-  set('warning_ms', math.floor(s.timeout_ms / 2))
+  s.warning_ms = math.floor(s.timeout_ms / 2)
 end
 if sources[3] == 's' and s.max_duration_ms < s.timeout_ms then
   return {'duration', sid, int(s.timeout_ms), int(s.max_duration_ms)}
@@ -42,12 +42,12 @@ local held = s.held_until_ms > now
 if deadline <= now and not held then return {'past', sid, int(deadline)} end
 
 local moved = deadline ~= s.expires_ms
-set('sources', table.concat(sources))
-set('config_version', s.config_version + 1)
-set('expires_ms', deadline)
+s.sources = table.concat(sources)
+s.config_version = s.config_version + 1
+s.expires_ms = deadline
 if held then
   local lease_ms = cmsgpack.unpack(redis.call('HGET', session, s.turn)).lease_ms
-  set('held_until_ms', math.min(lease_ms, cap_ms()))
+  s.held_until_ms = math.min(lease_ms, cap_ms())
 end
 if end_ms() <= now then return {'past', sid, int(end_ms())} end
 unwarn()
@@ -57,4 +57,4 @@ warn()
 fact('session.updated') -- the last: who hears it reads the session, and takes earlier facts as known
 arm(true)
 save()
-return {moved and 'renewed' or 'kept', sid, int(now), fields()}
+return {moved and 'renewed' or 'kept', sid, int(now), stored}

@@ -7,7 +7,8 @@ REPLY  written | refused (lib/worker.lua) | {'gap', sid, expected}
 
 Repeatable by its offset (UTF-16 units): what is already there is not added again. ]]
 -- needs: session clock turns ending worker
--- rarely: fail after_turn refused told revive fields reason
+-- turn: ARGV[3]
+-- rarely: fail after_turn refused told revive reason
 
 local turn_id, fence, text = ARGV[3], ARGV[4], ARGV[5]
 local units, offset, max_units = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])

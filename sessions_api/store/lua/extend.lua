@@ -7,7 +7,8 @@ REPLY  written | refused (lib/worker.lua) | expired | absent
 Never beyond the attempt's deadline: past it there is nothing to hold, and the worker
 is told so, though its answer is welcome until the next claim. Repeatable by nature. ]]
 -- needs: session clock turns ending worker
--- rarely: refused told revive fields reason
+-- turn: ARGV[3]
+-- rarely: refused told revive reason
 
 local turn_id, fence = ARGV[3], ARGV[4]
 

@@ -8,6 +8,7 @@ The pause is the longer of the backoff and pause_ms, a minute at most. 'release'
 hands the turn back at once and does not count the attempt. Repeatable
 by its fence: what this attempt already gave up is given up. ]]
 -- needs: session clock turns ending worker
+-- turn: ARGV[3]
 
 local turn_id, fence, how, code, message = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local pause_ms = tonumber(ARGV[8])
@@ -39,7 +40,7 @@ if turn.state == 'failed' then return written('ok', 'new', turn, after_turn()) e
 local became = 'kept'
 if now >= end_ms() and s.auto_renew == 1 and renew('turn') then became = 'renewed' end
 if now >= end_ms() then
-  set('expires_ms', now) -- it took effect when the hold ended
+  s.expires_ms = now -- it took effect when the hold ended
   expire()
   return written('ok', 'new', turn, 'expired')
 end

@@ -12,11 +12,11 @@ local op = ARGV[3]
 local dead = over()
 if dead then return dead end
 local before = outcome_of(op)
-if before then return {before, sid, int(now), fields()} end
-set('last_activity_ms', now)
+if before then return {before, sid, int(now), stored} end
+s.last_activity_ms = now
 local word = s.auto_renew == 1 and renew('heartbeat') and 'renewed' or 'kept'
 remember(op, word)
 warn()
 arm()
 save()
-return {word, sid, int(now), fields()}
+return {word, sid, int(now), stored}

@@ -5,4 +5,4 @@ ARGV   sid, grant
 REPLY  {'ok', sid, now, fields} | expired | absent ]]
 -- needs: session
 
-return over() or {'ok', sid, int(now), fields()}
+return over() or {'ok', sid, int(now), stored}

@@ -18,21 +18,21 @@ if fingerprint ~= '' then
   if first then
     local known, by = string.match(first, '(%S+) (%S+)')
     if known ~= fingerprint then return {'mismatch', sid} end
-    return {by == op and 'ok' or 'repeated', sid, int(now), fields()}
+    return {by == op and 'ok' or 'repeated', sid, int(now), stored}
   end
 end
 local dead = over()
 if dead then return dead end
 local before = outcome_of(op)
-if before then return {before, sid, int(now), fields()} end
+if before then return {before, sid, int(now), stored} end
 local word = s.expires_ms >= cap_ms() and 'capped' or 'ok'
 remember(op, word)
 if word == 'ok' then
-  set('last_activity_ms', now)
+  s.last_activity_ms = now
   renew('manual')
   warn()
   arm()
 end
 save()
 if word == 'ok' and fingerprint ~= '' then redis.call('SET', once, fingerprint .. ' ' .. op, 'PX', 86400000) end
-return {word, sid, int(now), fields()}
+return {word, sid, int(now), stored}

@@ -35,4 +35,4 @@ if s.turn_state == 'running' then
   record = redis.call('HGET', session, s.turn) or ''
   text = redis.call('GET', draft) or ''
 end
-return {'ok', sid, int(now), fields(), record, text, int(oldest), complete, entries}
+return {'ok', sid, int(now), stored, record, text, int(oldest), complete, entries}

@@ -14,8 +14,8 @@ local dead = over()
 if dead then return dead end
 if not outcome_of(op) then
   remember(op, 'ok')
-  set('token_epoch', s.token_epoch + 1)
+  s.token_epoch = s.token_epoch + 1
   fact('tokens.revoked')
   save()
 end
-return {'ok', sid, int(now), fields()}
+return {'ok', sid, int(now), stored}

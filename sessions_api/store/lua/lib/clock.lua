@@ -9,7 +9,7 @@ end
 
 -- A live-only fact: whoever was away finds another rev and reads the session.
 local function fact(kind, args, payload)
-  set('rev', s.rev + 1)
+  s.rev = s.rev + 1
   publish(kind, 0, 0, args or '', payload)
 end
 
@@ -32,13 +32,13 @@ local function arm(exact)
   if s.retry_ms > 0 and s.retry_ms < at then at = s.retry_ms end
   if at <= now then at = now + 1 end
   if exact or s.hint_ms == 0 or at < s.hint_ms then
-    set('hint_ms', at)
+    s.hint_ms = at
     redis.call('SET', alarm, '', 'PXAT', int(at))
   end
   at = s.hint_ms
   if s.held_until_ms > 0 and s.held_until_ms < at then at = math.max(s.held_until_ms, now + 1) end
   if exact or s.alarm_ms == 0 or at < s.alarm_ms or (at > s.alarm_ms and s.held_until_ms == 0) then
-    set('alarm_ms', at)
+    s.alarm_ms = at
     redis.call('ZADD', due, int(at), sid)
   end
 end
@@ -48,7 +48,7 @@ local function warn()
   local instant = warning_ms()
   if not instant or now < instant or now >= end_ms() then return nil end
   local deadline = instant + s.warning_ms
-  set('warned_ms', now)
+  s.warned_ms = now
   redis.call('ZADD', near, int(deadline), sid)
   fact('session.expiring', int(deadline) .. ' ' .. (deadline >= cap_ms() and 'max_duration' or 'timeout'))
   return now - instant
@@ -56,11 +56,10 @@ end
 
 -- A new deadline that puts now before its warning takes the warning back.
 local function unwarn()
-  if s.warned_ms == 0 then return end
-  if now < s.expires_ms - s.warning_ms then
-    set('warned_ms', 0)
+  if s.warned_ms > 0 and now < s.expires_ms - s.warning_ms then
+    s.warned_ms = 0
     redis.call('ZREM', near, sid)
-  else
+  elseif s.warned_ms > 0 then
     redis.call('ZADD', near, int(s.expires_ms), sid)
   end
 end
@@ -69,10 +68,10 @@ end
 -- millisecond counts, though the deadline it sets is the one that stands.
 local function renew(by)
   local deadline = math.min(now + s.timeout_ms, cap_ms())
-  set('last_renewal_ms', now)
+  s.last_renewal_ms = now
   if deadline < s.expires_ms or s.expires_ms >= cap_ms() then return false end
-  set('expires_ms', deadline)
-  set('renewals', s.renewals + 1)
+  s.expires_ms = deadline
+  s.renewals = s.renewals + 1
   unwarn()
   fact('session.renewed', int(deadline) .. ' ' .. int(s.renewals) .. ' ' .. by)
   return true
@@ -91,5 +90,5 @@ local function remember(op, word)
   for known in string.gmatch(s.ops, '%S+') do
     if #ops < 4 then ops[#ops + 1] = known end
   end
-  set('ops', table.concat(ops, ' '))
+  s.ops = table.concat(ops, ' ')
 end

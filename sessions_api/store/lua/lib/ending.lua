@@ -27,8 +27,8 @@ local function expire()
       fail(turn, 'SESSION_EXPIRED', 'The session expired before the turn ended')
     end
   end
-  set('expires_ms', ended)
-  set('reason', why)
+  s.expires_ms = ended
+  s.reason = why
   fact('session.expired', int(ended) .. ' ' .. why)
   -- What a tombstone does not have; that the state has changed, `set` has noted above.
   s.held_until_ms, s.warned_ms, s.ops, s.turn, s.turn_state, s.queue = 0, 0, '', '', '', ''
@@ -45,7 +45,7 @@ end
 local function after_turn()
   local word = s.auto_renew == 1 and renew('turn') and 'renewed' or 'kept'
   if now >= end_ms() then
-    set('expires_ms', now) -- it took effect when the hold ended
+    s.expires_ms = now -- it took effect when the hold ended
     expire()
     return 'expired'
   end

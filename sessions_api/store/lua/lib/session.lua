@@ -5,6 +5,9 @@
 -- loaded with the field's place. Numbers are 0 and texts '' where there is nothing.
 -- That the key exists proves nothing: it outlives the session by the retention.
 -- `over()` is the only test of life.
+--
+-- A script that says `-- turn: ARGV[3]` has the id of a turn there, whose record is read
+-- with the session's own fields (store/scripts.py).
 
 local session, alarm, log, draft, due, ready, users, agents, near, running, live = unpack(KEYS)
 local sid, grant = ARGV[1], ARGV[2]
@@ -12,22 +15,12 @@ local time = redis.call('TIME') -- once: on Redis 6.2 it moves within a script
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local stored = redis.call('HMGET', session, 'state', 'metadata')
 local s = state_of(stored[1])
-local is_changed, outbox, fresh = false, {}, {}
-local records_into -- by turns.lua
+local outbox, fresh = {}, {}
+local asked = nil
+local add_fields -- to what save() writes
 
 -- Lua prints 1.79e+12 for an instant; Redis wants digits.
 local function int(x) return string.format('%d', x) end
-
--- Whether it is a turn's: a map. The other fields of the hash are none.
-local function is_record(value)
-  local first = value and string.byte(value) or 0
-  return first == 0xde or first >= 0x80 and first <= 0x8f
-end
-
-local function set(place, value)
-  s[place] = value
-  is_changed = true
-end
 
 -- What is told to followers leaves after what it tells of is written, in one message. On a
 -- cluster the call is another: store/scripts.py.
@@ -49,14 +42,11 @@ local function save()
   local grain_ms = math.max(1, math.min(math.floor(s.retention_ms / 60), 60000))
   local until_ms = math.ceil(gone_ms() / grain_ms) * grain_ms
   local has_moved = until_ms ~= s.keys_until_ms
-  if has_moved then set('keys_until_ms', until_ms) end
-  local args = {}
-  if is_changed then
-    stored[1], is_changed = cmsgpack.pack(s), false
-    args[1], args[2] = 'state', stored[1]
-  end
-  if records_into then records_into(args) end
-  if #args > 0 then redis.call('HSET', session, unpack(args)) end
+  if has_moved then s.keys_until_ms = until_ms end
+  stored[1] = cmsgpack.pack(s)
+  local args = {'state', stored[1]}
+  if add_fields then add_fields(args) end
+  redis.call('HSET', session, unpack(args))
   local at = int(until_ms)
   if has_moved then
     redis.call('PEXPIREAT', session, at)
@@ -67,10 +57,6 @@ local function save()
   end
   fresh = {}
   tell()
-end
-
-local function fields()
-  return is_changed and {cmsgpack.pack(s), stored[2]} or stored
 end
 
 local function reason()
@@ -104,6 +90,6 @@ local function over()
   if now < ended and s.reason == '' then return nil end -- a clock set back revives nothing
   return {
     'expired', sid, int(now), int(ended), int(gone_ms()), reason(),
-    s.reason == '' and 'unsettled' or 'settled', fields(),
+    s.reason == '' and 'unsettled' or 'settled', stored,
   }
 end

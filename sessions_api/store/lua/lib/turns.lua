@@ -16,8 +16,9 @@ local records, places, unsaved, packed = {}, {}, {}, {}
 
 local function turn_of(id)
   if records[id] then return records[id] end
-  local record = redis.call('HGET', session, id)
-  return is_record(record) and cmsgpack.unpack(record) or nil
+  if #id ~= 36 then return nil end -- another field's name
+  local record = id == asked and stored[3] or id ~= asked and redis.call('HGET', session, id)
+  return record and cmsgpack.unpack(record) or nil
 end
 
 local function put(turn)
@@ -25,7 +26,7 @@ local function put(turn)
   unsaved[turn.turn_id] = true
 end
 
-records_into = function(args)
+add_fields = function(args)
   for name in pairs(unsaved) do
     args[#args + 1] = name
     packed[name] = places[name] or cmsgpack.pack(records[name])
@@ -63,8 +64,8 @@ local function write(kind, turn_id, status, body)
   local cursor = math.max(now, prev + 1)
   redis.call('XADD', log, int(cursor) .. '-0', 'prev', int(prev), kind, body)
   if prev == 0 then fresh[#fresh + 1] = log end
-  set('cursor', cursor)
-  set('log_bytes', s.log_bytes + #body)
+  s.cursor = cursor
+  s.log_bytes = s.log_bytes + #body
   publish(kind == 'message' and 'message.created' or kind, cursor, prev,
     (turn_id ~= '' and turn_id or '-') .. ' ' .. (status ~= '' and status or '-'), body)
   return cursor
@@ -81,7 +82,7 @@ local function trim()
     local entry = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
     if not entry or tonumber(string.match(entry[1], '%d+')) >= oldest then return end
     redis.call('XDEL', log, entry[1])
-    set('log_bytes', s.log_bytes - #entry[2][4])
+    s.log_bytes = s.log_bytes - #entry[2][4]
   end
 end
 
@@ -101,14 +102,15 @@ local function leave_running()
 end
 
 local function leave_ready()
-  if s.ready_ms == 0 then return end
-  redis.call('ZREM', ready, string.lower(s.agent_id) .. ':' .. int(s.ready_ms) .. ':' .. sid)
-  set('ready_ms', 0)
+  if s.ready_ms > 0 then
+    redis.call('ZREM', ready, string.lower(s.agent_id) .. ':' .. int(s.ready_ms) .. ':' .. sid)
+    s.ready_ms = 0
+  end
 end
 
 local function enter_ready()
   if s.ready_ms == 0 then
-    set('ready_ms', now)
+    s.ready_ms = now
     redis.call('ZADD', ready, 0, string.lower(s.agent_id) .. ':' .. int(now) .. ':' .. sid)
   end
   hint(sid)
@@ -117,26 +119,25 @@ end
 -- A turn is taken: it is what the session is at.
 local function enter_running(turn)
   redis.call('ZADD', running, 0, string.lower(s.agent_id) .. ':' .. sid)
-  set('turn', turn.turn_id)
-  set('turn_state', 'running')
+  s.turn = turn.turn_id
+  s.turn_state = 'running'
   leave_ready()
 end
 
 -- No turn runs: what is next is the oldest queued one.
 local function reckon()
   local first = string.match(s.queue, '%S+')
-  set('turn', first or '')
-  set('turn_state', first and 'queued' or '')
-  if first and s.retry_ms <= now then return enter_ready() end
-  leave_ready()
+  s.turn = first or ''
+  s.turn_state = first and 'queued' or ''
+  if first and s.retry_ms <= now then enter_ready() else leave_ready() end
 end
 
 local function enqueue(turn, at_front)
   local first, second = s.queue, turn.turn_id
   if at_front then first, second = second, first end
-  set('queue', first .. (s.queue ~= '' and ' ' or '') .. second)
-  set('queued', s.queued + #turn.messages)
-  set('queued_bytes', s.queued_bytes + turn.bytes)
+  s.queue = first .. (s.queue ~= '' and ' ' or '') .. second
+  s.queued = s.queued + #turn.messages
+  s.queued_bytes = s.queued_bytes + turn.bytes
 end
 
 local function dequeue(turn)
@@ -146,15 +147,15 @@ local function dequeue(turn)
       if id ~= turn.turn_id then rest = rest .. (rest ~= '' and ' ' or '') .. id end
     end
   end
-  set('queue', rest)
-  set('queued', s.queued - #turn.messages)
-  set('queued_bytes', s.queued_bytes - turn.bytes)
-  if s.turn == turn.turn_id then set('retry_ms', 0) end -- the pause is that of the first in the queue
+  s.queue = rest
+  s.queued = s.queued - #turn.messages
+  s.queued_bytes = s.queued_bytes - turn.bytes
+  if s.turn == turn.turn_id then s.retry_ms = 0 end -- the pause is that of the first in the queue
 end
 
 local function hold(turn, lease_ms)
   turn.lease_ms = math.min(now + lease_ms, turn.deadline_ms)
-  set('held_until_ms', math.min(turn.lease_ms, cap_ms()))
+  s.held_until_ms = math.min(turn.lease_ms, cap_ms())
 end
 
 -- Take an open turn out of queue or hands, into its end; the caller says what it was.
@@ -162,13 +163,13 @@ local function close(turn, state)
   if turn.state == 'queued' then
     dequeue(turn)
   else
-    set('held_until_ms', 0)
+    s.held_until_ms = 0
     leave_running()
   end
   if s.turn == turn.turn_id then -- whose draft it is, running or lapsed
     redis.call('DEL', draft)
-    set('turn', '')
-    set('turn_state', '')
+    s.turn = ''
+    s.turn_state = ''
   end
   turn.state = state
   turn.traces = nil
@@ -184,7 +185,7 @@ local function close(turn, state)
   end
   places[place] = turn.turn_id
   unsaved[place] = true
-  set('ended_turns', s.ended_turns + 1)
+  s.ended_turns = s.ended_turns + 1
 end
 
 -- Failed for good: in the log, so that whoever waits or comes later is told.
@@ -200,10 +201,10 @@ local function requeue(turn, backoff_ms)
   turn.state = 'queued'
   turn.lease_ms = 0
   turn.not_before_ms = backoff_ms > 0 and now + backoff_ms or nil
-  set('held_until_ms', 0)
+  s.held_until_ms = 0
   leave_running()
   enqueue(turn, true)
-  set('retry_ms', turn.not_before_ms or 0)
+  s.retry_ms = turn.not_before_ms or 0
   put(turn)
   fact('turn.queued', turn.turn_id)
 end
