@@ -32,13 +32,15 @@ from bench import (
 )
 from bench.figures import PUBLISHED, Figure, Run, progress, read, table, write
 from bench.machine import ALL_CORES, CORES, describe, others_busy
-from bench.processes import redis_server
+from bench.processes import operators_server, redis_server
 from bench.speaking import info, open_store
 from sessions_api.telemetry import logs
 
 RESULTS = Path(__file__).parent / "results"
 Measured = tuple[list[Figure], dict[str, object]]
 NEEDS_WRK = ("http", "floods")
+OPERATORS = ("growth",)
+"""Parts measured with :func:`~bench.processes.operators_server`."""
 
 
 def main(words: list[str]) -> int:
@@ -147,7 +149,6 @@ def _run(
     runs: dict[str, Run] = {}
     skipped: dict[str, str] = {}
     command = " ".join(["python -m bench", *words])
-    redis = uvloop.run(_redis(scratch / "redis"))
     for name, measure in parts.items():
         if name in NEEDS_WRK and shutil.which("wrk") is None:
             skipped[name] = "the load generator wrk is missing; as root: apt-get install wrk"
@@ -157,13 +158,14 @@ def _run(
         folder.mkdir()
         taken = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         machine = describe()
+        redis = uvloop.run(_redis(folder / "asked", operators_server() if name in OPERATORS else None))
         figures, details = uvloop.run(measure(folder))
         runs[name] = Run(taken, command, machine, redis, figures, details)
     return runs, skipped
 
 
-async def _redis(folder: Path) -> dict[str, str]:
-    with redis_server(folder, {}) as server:
+async def _redis(folder: Path, binary: Path | None) -> dict[str, str]:
+    with redis_server(folder, {}, binary=binary) as server:
         async with open_store(server.url) as store:
             told = await info(store, "server")
     names = ("server_name", "valkey_version", "redis_version", "mem_allocator", "os")

@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench.costs import scripts_of
 from bench.figures import Figure, shown
 from bench.links import Link, closing
 from bench.machine import cpu_s
 from bench.processes import Server, Service
 from bench.scripts import quiet
+from bench.speaking import info
 from sessions_api.store import Store
 
 CONNECTIONS = 4
@@ -41,11 +41,12 @@ class Place(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Microseconds a request."""
+    """Microseconds a request, and how many commands Redis ran for it."""
 
     worker_us: float
     redis_us: float
     script_us: float
+    commands: float
 
 
 class Case:
@@ -86,12 +87,12 @@ class Case:
                 await self._act(link, number)
 
         with closing(links):
-            script_us, _ = await scripts_of(self._place.store)
+            ran = await _ran(self._place.store)
             before_us = self._cpu_us()
             await asyncio.gather(*map(ask_on, links))
-            spent_us = [b - a for a, b in zip(before_us, self._cpu_us(), strict=True)]
-            spent_us.append((await scripts_of(self._place.store))[0] - script_us)
-        self._batches.append(Batch(*(us / count for us in spent_us)))
+            after_us = self._cpu_us()
+            before, after = (*before_us, *ran), (*after_us, *await _ran(self._place.store))
+        self._batches.append(Batch(*((b - a) / count for a, b in zip(before, after, strict=True))))
 
     def _cpu_us(self) -> tuple[float, float]:
         return sum(cpu_s(each.pid) for each in self._workers) * 1e6, cpu_s(self._place.redis.pid) * 1e6
@@ -99,6 +100,18 @@ class Case:
     @property
     def cost(self) -> Batch:
         return Batch(*(quiet(list(values)) for values in zip(*self._batches, strict=True)))
+
+
+async def _ran(store: Store) -> tuple[int, int]:
+    """Microseconds in scripts, and commands by whomever: in scripts and out of them."""
+    us, commands = 0, 0
+    for name, text in (await info(store, "commandstats")).items():
+        values = dict(pair.split("=") for pair in text.split(","))
+        if name == "cmdstat_evalsha":
+            us = int(values["usec"])
+        if name != "cmdstat_info":
+            commands += int(values["calls"])
+    return us, commands
 
 
 class Study:
@@ -119,7 +132,9 @@ class Study:
 
     def figures(self, part: str) -> list[Figure]:
         """The greatest size's cost by the smallest's."""
-        names = (("worker's CPU", "worker_us"), ("Redis's CPU", "redis_us"))
+        names = [("worker's CPU", "worker_us", "µs"), ("Redis's CPU", "redis_us", "µs")]
+        if "commands" in self._flat:
+            names.append(("commands of Redis", "commands", ""))
         figures = [self._ratio(part, *name) for name in names]
         trips = [case.trips for case in self._cases if case.trips is not None]
         if trips:
@@ -127,7 +142,7 @@ class Study:
             figures.append(Figure(part, what, max(trips), budget=trips[0]))
         return figures
 
-    def _ratio(self, part: str, what: str, member: str) -> Figure:
+    def _ratio(self, part: str, what: str, member: str, unit: str) -> Figure:
         costs = {case.size: getattr(case.cost, member) for case in self._cases}
         values = [*costs.values()]
         return Figure(
@@ -136,7 +151,7 @@ class Study:
             values[-1] / values[0],
             "×",
             budget=FLAT if member in self._flat else None,
-            note="; ".join(f"{size:,}: {shown(us)} µs" for size, us in costs.items()),
+            note="; ".join(f"{size:,}: {shown(cost)} {unit}".rstrip() for size, cost in costs.items()),
         )
 
     def details(self) -> dict[str, list[float]]:

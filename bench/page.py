@@ -35,6 +35,7 @@ def filled(text: str, runs: dict[str, Run]) -> str:
 def _block(run: Run, pictures: list[str]) -> str:
     redis = " ".join(run.redis[name] for name in ("server_name", "valkey_version") if name in run.redis)
     server = redis or f"redis {run.redis.get('redis_version')}"
+    server += f" ({run.redis['mem_allocator']})" if "mem_allocator" in run.redis else ""
     cores, cpu, python, load = (run.machine[name] for name in ("cores", "cpu", "python", "load_average"))
     machine = f"{cores} × {cpu}, Python {python}, {server}; load averages before it: {load}"
     lines = [

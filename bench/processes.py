@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,17 +43,36 @@ class Service(NamedTuple):
     port: int
 
 
+@cache
+def operators_server() -> Path:
+    """A server on PATH with the allocator that distributions and images build theirs with, jemalloc.
+
+    Else the one that comes with the service. That has libc's, with which what a script takes
+    grows with what else is in memory: its short-lived objects lie in the gaps between.
+    """
+    for name in ("valkey-server", "redis-server"):
+        if (path := shutil.which(name)) and b"malloc=jemalloc" in subprocess.check_output(
+            [path, "--version"]
+        ):
+            return Path(path)
+    return find_server()
+
+
 @contextmanager
 def redis_server(
-    folder: Path, settings: Mapping[str, str], *, core: int | None = CORES.load
+    folder: Path,
+    settings: Mapping[str, str],
+    *,
+    core: int | None = CORES.load,
+    binary: Path | None = None,
 ) -> Iterator[Server]:
-    """A server with *settings*, its data in *folder*."""
+    """A server with *settings*, its data in *folder*; *binary*: another than the service comes with."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "redis.sock"
     own = {"port": "0", "save": "", "unixsocket": str(path), "dir": str(folder), "logfile": ""}
     options = {**own, **settings}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    with process([str(find_server()), *words], folder / "redis.log", core=core) as pid:
+    with process([str(binary or find_server()), *words], folder / "redis.log", core=core) as pid:
         wait_until(lambda: _pongs(path), "Redis to answer", folder / "redis.log")
         yield Server(pid, f"unix://{path}")
 

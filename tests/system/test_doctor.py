@@ -16,8 +16,11 @@ import redis as redis_py
 import sessions_api
 from sessions_api.cli.doctor import examined
 from sessions_api.cli.doctor.findings import COLOURS, Finding
+from sessions_api.cli.doctor.health import allocator
+from sessions_api.cli.doctor.look import Look
 from sessions_api.settings import Settings
-from sessions_api.store.inspection import commands_of_scripts
+from sessions_api.store.address import Address
+from sessions_api.store.inspection import Server, commands_of_scripts
 from tests.support.client import Api
 from tests.support.commands import command
 from tests.support.servers import RealServer, TestServer, launch
@@ -115,6 +118,20 @@ class TestAGoodServer:
 
         assert found.bad == {}
         assert (good.info("stats")["evicted_keys"], good.keys()) == (0, [])
+
+
+class TestTheAllocator:
+    @pytest.mark.parametrize(
+        "name, used_mib, verdict",
+        [("libc", 100, "warn"), ("libc", 10, "ok"), ("jemalloc-5.3.0", 100_000, "ok")],
+    )
+    def test_is_a_matter_where_much_is_in_memory(self, name: str, used_mib: int, verdict: str) -> None:
+        info = {"mem_allocator": name, "used_memory": str(used_mib << 20)}
+
+        found = allocator(Look(Server("a", Address("redis://a")), info=info))
+
+        assert found is not None
+        assert (found.verdict, found.found) == (verdict, name)
 
 
 @pytest.mark.servers("valkey")

@@ -12,6 +12,8 @@ FULL, NEARLY_FULL = 0.95, 0.8
 SWAPPED, FRAGMENTED = 0.9, 1.5
 WORTH_A_WORD: Final = 256 * 1024 * 1024
 """Fragmentation of less memory than this is a matter of counting."""
+SCATTERED: Final = 64 * 1024 * 1024
+"""With so much in memory, what scripts make for a moment lies far apart, unless it is kept apart from it."""
 SLOW_MS, VERY_SLOW_MS = 5.0, 50.0
 LONG_FORK_US: Final = 500_000
 
@@ -93,6 +95,21 @@ def fragmentation(look: Look) -> Finding | None:
     return Finding("ok", "fragmentation", found)
 
 
+def allocator(look: Look) -> Finding | None:
+    name = look.info.get("mem_allocator")
+    if name is None:
+        return None
+    if name == "libc" and look.number("used_memory") >= SCATTERED:
+        return Finding(
+            "warn",
+            "allocator",
+            name,
+            costs="with 100,000 sessions scripts take half as long again as with jemalloc",
+            fix="use a server as distributions and official images build it",
+        )
+    return Finding("ok", "allocator", name)
+
+
 def fork(look: Look) -> Finding | None:
     fork_us = look.number("latest_fork_usec")
     if fork_us < LONG_FORK_US:
@@ -137,4 +154,4 @@ def latency(look: Look) -> Finding | None:
     )
 
 
-CHECKS: Final = (memory, refusals, fragmentation, fork, clock, latency)
+CHECKS: Final = (memory, refusals, fragmentation, allocator, fork, clock, latency)

@@ -74,15 +74,17 @@ end
 -- Only up to the oldest unanswered message: what an agent still has to read stays.
 local function trim()
   if s.log_bytes <= MAX_ENTRIES * LEAST_BYTES then return end
-  if s.log_bytes <= MAX_BYTES and redis.call('XLEN', log) <= MAX_ENTRIES then return end
+  local too_many = redis.call('XLEN', log) - MAX_ENTRIES
+  if s.log_bytes <= MAX_BYTES and too_many <= 0 then return end
   local oldest = s.cursor
   local running_or_next = s.turn ~= '' and turn_of(s.turn)
   if running_or_next then oldest = running_or_next.messages[1] end
-  while s.log_bytes > MAX_BYTES or redis.call('XLEN', log) > MAX_ENTRIES do
+  while s.log_bytes > MAX_BYTES or too_many > 0 do
     local entry = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
     if not entry or tonumber(string.match(entry[1], '%d+')) >= oldest then return end
     redis.call('XDEL', log, entry[1])
     s.log_bytes = s.log_bytes - #entry[2][4]
+    too_many = too_many - 1
   end
 end
 
