@@ -257,6 +257,11 @@ class Request:
         return read_json(body)
 
     def _check_media_type(self) -> None:
+        if (
+            self.headers.get(b"content-type") == b"application/json"
+            and b"content-encoding" not in self.headers
+        ):
+            return
         sent = self.headers.get(b"content-type", b"").decode("latin-1")
         charset = re.search(r'charset="?([^";\s]*)', sent.lower())
         encoding = self.headers.get(b"content-encoding", b"identity").lower()

@@ -53,7 +53,7 @@ from sessions_api.store.replicated import TOLD, ReplicatedLine, Unreplicated
 from sessions_api.store.sentinel import SentinelAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from sessions_api.store.topology import Door, Link, Topology
 
@@ -225,7 +225,9 @@ class Redis:
         """
         await self.command(b"PING", safe=True)
 
-    async def script(self, script: Script, keys: Sequence[Arg], args: Sequence[Arg] = ()) -> Any:
+    def script(
+        self, script: Script, keys: Sequence[Arg], args: Sequence[Arg] = ()
+    ) -> Coroutine[Any, Any, Any]:
         """Run *script* and return its reply, bytes undecoded.
 
         Raises:
@@ -235,21 +237,24 @@ class Redis:
             StorageFault: the script failed: our bug.
         """
         script = self._noted(script)
-        return (await self._call((b"EVALSHA", script.sha1, len(keys), *keys, *args), script=script)).value
+        return self._call((b"EVALSHA", script.sha1, len(keys), *keys, *args), script=script)
 
     async def script_reply(self, script: Script, keys: Sequence[Arg], args: Sequence[Arg] = ()) -> Reply:
         """As :meth:`script`, for callers to whom a repeat makes a difference."""
         script = self._noted(script)
-        return await self._call((b"EVALSHA", script.sha1, len(keys), *keys, *args), script=script)
+        tries: list[_Call] = []
+        command = (b"EVALSHA", script.sha1, len(keys), *keys, *args)
+        value = await self._call(command, script=script, tries=tries)
+        return Reply(value, any(call.is_outcome_unknown for call in tries))
 
-    async def command(self, *command: Arg, safe: bool = False, at: Link | None = None) -> Any:
+    def command(self, *command: Arg, safe: bool = False, at: Link | None = None) -> Coroutine[Any, Any, Any]:
         """Run one plain command and return its reply, bytes undecoded.
 
         *safe* says that running it twice does no harm; only then is it repeated
         when its outcome is unknown. *at*: the server that it is meant for, one of
         ``topology.primaries``. Raises as :meth:`script`.
         """
-        return (await self._call(command, safe=safe, at=at)).value
+        return self._call(command, safe=safe, at=at)
 
     def post(self, *command: Arg) -> None:
         """Send one command and forget it: for hints, which may get lost."""
@@ -280,8 +285,12 @@ class Redis:
         script: Script | None = None,
         safe: bool = False,
         at: Link | None = None,
-    ) -> Reply:
-        """The first try, without a timer of its own: the line has one for all of its replies."""
+        tries: list[_Call] | None = None,
+    ) -> Any:
+        """The first try, without a timer of its own: the line has one for all of its replies.
+
+        *tries* gets the call, should there be others.
+        """
         topology = self._told if script is not None and script.is_told else self.topology
         link = at or topology.link(command)
         line = link.line
@@ -289,14 +298,15 @@ class Redis:
         error: LineLost | ServerError | None = None
         if line is not None:
             try:
-                return Reply(await self._send(line, command), repeated=False)
+                return await self._send(line, command)
             except (LineLost, ServerError) as failure:
                 error = failure
-        return await self._persist(
-            _Call(command, script, safe or script is not None, at, topology, link, error), started_s
-        )
+        call = _Call(command, script, safe or script is not None, at, topology, link, error)
+        if tries is not None:
+            tries.append(call)
+        return await self._persist(call, started_s)
 
-    async def _persist(self, call: _Call, started_s: float) -> Reply:
+    async def _persist(self, call: _Call, started_s: float) -> Any:
         """Try until there is an answer, the deadline, or an error that a repeat cannot mend."""
         deadline_s = started_s + self._deadline_s
         pause_s = PAUSE_FIRST_S
@@ -310,8 +320,7 @@ class Redis:
                     line = await self._line(call, detour)
                     if pauses:
                         self.stats.repeats += 1
-                    reply = await self._send(line, call.command, asking=detour is not None)
-                    return Reply(reply, call.is_outcome_unknown)
+                    return await self._send(line, call.command, asking=detour is not None)
             except TimeoutError:
                 reason = str(call.error) if call.error else call.link.reason
                 refusal = NotReplicated if isinstance(call.error, Unreplicated) else StorageUnavailable

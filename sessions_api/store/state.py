@@ -101,30 +101,31 @@ def in_places(lua: str) -> str:
 def session_of(session_id: SessionId, now: bytes, fields: list[Any]) -> Session:
     """A session from a script's ``now`` and ``fields``, which are its state and its metadata."""
     state = read_state(fields[0])
+    # By position: names would take as long as all the rest, of every request.
     return Session(
-        session_id=session_id,
-        now_ms=int(now),
-        app=AppName(state.app),
-        agent_id=state.agent_id,
-        user_id=state.user_id,
-        created_ms=state.created_ms,
-        metadata=fields[1],
-        config=TimeoutConfig(
+        session_id,
+        int(now),
+        AppName(state.app),
+        state.agent_id,
+        state.user_id,
+        state.created_ms,
+        fields[1],
+        TimeoutConfig(
             state.timeout_ms, state.auto_renew == 1, state.max_duration_ms, state.warning_ms, state.sources
         ),
-        on_busy=state.on_busy,  # type: ignore[arg-type]  # written by create alone, from the same Literal
-        retention_ms=state.retention_ms,
-        expires_ms=state.expires_ms,
-        held_until_ms=state.held_until_ms,
-        last_activity_ms=state.last_activity_ms,
-        last_renewal_ms=state.last_renewal_ms,
-        renewals=state.renewals,
-        warned_ms=state.warned_ms,
-        cursor=state.cursor,
-        config_version=state.config_version,
-        rev=state.rev,
-        turn_id=TurnId(state.turn) if state.turn else None,
-        turn_state=state.turn_state or None,  # type: ignore[arg-type]  # queued, running or none
-        queued=state.queued,
-        token_epoch=state.token_epoch,
+        state.on_busy,  # type: ignore[arg-type]  # written by create alone, from the same Literal
+        state.retention_ms,
+        state.expires_ms,
+        state.held_until_ms,
+        state.last_activity_ms,
+        state.last_renewal_ms,
+        state.renewals,
+        state.warned_ms,
+        state.cursor,
+        state.config_version,
+        state.rev,
+        TurnId(state.turn) if state.turn else None,
+        state.turn_state or None,  # type: ignore[arg-type]  # queued, running or none
+        state.queued,
+        state.token_epoch,
     )
