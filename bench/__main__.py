@@ -34,13 +34,14 @@ from bench.figures import PUBLISHED, Figure, Run, progress, read, table, write
 from bench.machine import ALL_CORES, CORES, describe, others_busy
 from bench.processes import operators_server, redis_server
 from bench.speaking import info, open_store
+from sessions_api.embedded import find_server
 from sessions_api.telemetry import logs
 
 RESULTS = Path(__file__).parent / "results"
 Measured = tuple[list[Figure], dict[str, object]]
 NEEDS_WRK = ("http", "floods")
-OPERATORS = ("growth",)
-"""Parts measured with :func:`~bench.processes.operators_server`."""
+NEWEST = ("scripts", "memory", "start")
+"""Parts measured with the server that comes with the service, a newer one than distributions have."""
 
 
 def main(words: list[str]) -> int:
@@ -158,13 +159,13 @@ def _run(
         folder.mkdir()
         taken = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         machine = describe()
-        redis = uvloop.run(_redis(folder / "asked", operators_server() if name in OPERATORS else None))
+        redis = uvloop.run(_redis(folder / "asked", find_server() if name in NEWEST else operators_server()))
         figures, details = uvloop.run(measure(folder))
         runs[name] = Run(taken, command, machine, redis, figures, details)
     return runs, skipped
 
 
-async def _redis(folder: Path, binary: Path | None) -> dict[str, str]:
+async def _redis(folder: Path, binary: Path) -> dict[str, str]:
     with redis_server(folder, {}, binary=binary) as server:
         async with open_store(server.url) as store:
             told = await info(store, "server")

@@ -37,7 +37,7 @@ from bench.charges import ALL, CONNECTIONS, Act, Case, Place, Study
 from bench.figures import Figure
 from bench.links import Ear, closing
 from bench.machine import CORES
-from bench.processes import DEPLOYED, DURABLE, Service, moved, operators_server, redis_server, service
+from bench.processes import DEPLOYED, DURABLE, Service, moved, redis_server, service
 from bench.speaking import ANSWER, QUESTION, attend, body, each, in_batches, open_sessions, open_store, say
 from bench.workers import BASE, WORKER_ID, define
 from sessions_api.domain.access import EVERYTHING
@@ -114,7 +114,7 @@ class Site(NamedTuple):
 @asynccontextmanager
 async def _site(folder: Path, size: int = 0) -> AsyncIterator[Site]:
     """With nothing in the background."""
-    with redis_server(folder / f"redis-{size}", {**DEPLOYED, **DURABLE}, binary=operators_server()) as redis:
+    with redis_server(folder / f"redis-{size}", {**DEPLOYED, **DURABLE}) as redis:
         async with open_store(redis.url) as store:
             await attend(store)
             with service(
@@ -242,9 +242,7 @@ async def _with_replicas(folder: Path, scale: Scale) -> list[Study]:
     """Replicas, which are asked in turn; every one of them runs Echo."""
     cases: dict[str, list[Case]] = defaultdict(list)
     with ExitStack() as stack:
-        redis = stack.enter_context(
-            redis_server(folder / "redis", {**DEPLOYED, **DURABLE}, binary=operators_server())
-        )
+        redis = stack.enter_context(redis_server(folder / "redis", {**DEPLOYED, **DURABLE}))
         async with open_store(redis.url) as store:
             await define(store)
             sessions = await open_sessions(store, ADDRESSED)

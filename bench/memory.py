@@ -18,6 +18,7 @@ from bench.processes import DEFAULTS, DEPLOYED, redis_server
 from bench.speaking import answer, each, info, open_sessions, open_store, say, until_over
 from sessions_api.domain.ids import SessionId
 from sessions_api.domain.timeouts import MINUTE_MS, TimeoutConfig
+from sessions_api.embedded import find_server
 from sessions_api.store import Store
 
 PART = "Redis memory"
@@ -32,12 +33,16 @@ async def run(folder: Path, *, sizes: list[int], talking: int) -> tuple[list[Fig
     figures: list[Figure] = []
     details: dict[str, object] = {}
     for name, settings in SETTINGS.items():
-        with redis_server(folder / f"{name}-talking", settings, core=CORES.service) as server:
+        with redis_server(
+            folder / f"{name}-talking", settings, core=CORES.service, binary=find_server()
+        ) as server:
             async with open_store(server.url) as store:
                 figures += await _conversations(store, name, talking)
     for size in sizes:
         for name, settings in SETTINGS.items():
-            with redis_server(folder / f"{name}-{size}", settings, core=CORES.service) as server:
+            with redis_server(
+                folder / f"{name}-{size}", settings, core=CORES.service, binary=find_server()
+            ) as server:
                 async with open_store(server.url) as store:
                     measured, times = await _life(store, name, size)
                     figures += measured

@@ -45,16 +45,17 @@ class Service(NamedTuple):
 
 @cache
 def operators_server() -> Path:
-    """A server on PATH with the allocator that distributions and images build theirs with, jemalloc.
+    """A server on PATH, of release 7 or later, that has jemalloc, as distributions and images build theirs.
 
-    Else the one that comes with the service. That has libc's, with which what a script takes
-    grows with what else is in memory: its short-lived objects lie in the gaps between.
+    Else the one that comes with the service. That has libc's allocator, with which what a script
+    takes grows with what else is in memory: its short-lived objects lie in the gaps between.
     """
     for name in ("valkey-server", "redis-server"):
-        if (path := shutil.which(name)) and b"malloc=jemalloc" in subprocess.check_output(
-            [path, "--version"]
-        ):
-            return Path(path)
+        if path := shutil.which(name):
+            told = subprocess.check_output([path, "--version"], text=True)
+            release = re.search(r"v=(\d+)", told)
+            if "malloc=jemalloc" in told and release and int(release[1]) >= 7:
+                return Path(path)
     return find_server()
 
 
@@ -66,13 +67,13 @@ def redis_server(
     core: int | None = CORES.load,
     binary: Path | None = None,
 ) -> Iterator[Server]:
-    """A server with *settings*, its data in *folder*; *binary*: another than the service comes with."""
+    """A server with *settings*, its data in *folder*; *binary*: another than :func:`operators_server`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "redis.sock"
     own = {"port": "0", "save": "", "unixsocket": str(path), "dir": str(folder), "logfile": ""}
     options = {**own, **settings}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    with process([str(binary or find_server()), *words], folder / "redis.log", core=core) as pid:
+    with process([str(binary or operators_server()), *words], folder / "redis.log", core=core) as pid:
         wait_until(lambda: _pongs(path), "Redis to answer", folder / "redis.log")
         yield Server(pid, f"unix://{path}")
 

@@ -35,6 +35,7 @@ from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, new_op_id
 from sessions_api.domain.sessions import ConfigChange
 from sessions_api.domain.timeouts import MINUTE_MS, TimeoutConfig
+from sessions_api.embedded import find_server
 from sessions_api.store import Store
 from sessions_api.store.connection import Script
 from sessions_api.store.loader import load
@@ -78,7 +79,7 @@ class Meter:
 
 
 async def run(folder: Path, *, sessions: int, rounds: int) -> tuple[list[Figure], dict[str, object]]:
-    with redis_server(folder, {**DEPLOYED, **DURABLE}, core=CORES.service) as server:
+    with redis_server(folder, {**DEPLOYED, **DURABLE}, core=CORES.service, binary=find_server()) as server:
         async with open_store(server.url) as store:
             for path in (files("sessions_api.store") / "lua").iterdir():
                 if path.name.endswith(".lua"):

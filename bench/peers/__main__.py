@@ -22,7 +22,7 @@ from bench.peers.installing import HERE, INSTALLED, NotInstallableError
 from bench.peers.measuring import Site
 from bench.peers.surviving import survivals
 from bench.peers.systems import System, running, systems
-from sessions_api.embedded import find_server
+from bench.processes import operators_server
 from sessions_api.telemetry import logs
 
 ROUNDS = 5
@@ -117,7 +117,7 @@ def _measure(
 
 def _redis() -> dict[str, str]:
     """``Valkey server v=9.1.2 …``, in the words of INFO."""
-    told = subprocess.run([str(find_server()), "--version"], capture_output=True, text=True, check=True)
+    told = subprocess.run([str(operators_server()), "--version"], capture_output=True, text=True, check=True)
     name, _, version = told.stdout.lower().split()[:3]
     return {"server_name": name, f"{name}_version": version.removeprefix("v=")}
 

@@ -3,8 +3,9 @@
 
 local function publish(kind, cursor, prev, args, payload)
   payload = payload or ''
-  outbox[#outbox + 1] = string.format('%s %d %d %d %d %d %s\n', kind, cursor, prev, s.rev, now, #payload, args)
-  outbox[#outbox + 1] = payload .. '\n'
+  local at = #outbox
+  outbox[at + 1] = string.format('%s %d %d %d %d %d %s\n', kind, cursor, prev, s.rev, now, #payload, args)
+  outbox[at + 2], outbox[at + 3] = payload, '\n'
 end
 
 -- A live-only fact: whoever was away finds another rev and reads the session.

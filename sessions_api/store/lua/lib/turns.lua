@@ -56,10 +56,9 @@ end
 -- An entry is {'prev', cursor before it, kind, body}, the body what callers see, but
 -- for what follows from the cursor.
 local function write(kind, turn_id, status, body)
-  body = string.sub(body, 2)
-  if status ~= '' then body = '"status":"' .. status .. '",' .. body end
-  if turn_id ~= '' then body = '"turnId":"' .. turn_id .. '",' .. body end
-  body = '{' .. body
+  local front = turn_id ~= '' and '{"turnId":"' .. turn_id .. '",' or '{'
+  if status ~= '' then front = front .. '"status":"' .. status .. '",' end
+  body = front .. string.sub(body, 2)
   local prev = s.cursor
   local cursor = math.max(now, prev + 1)
   redis.call('XADD', log, int(cursor) .. '-0', 'prev', int(prev), kind, body)
