@@ -114,7 +114,7 @@ async def _endpoints(store: Store, count: int) -> list[Endpoint]:
             about("POST", "/messages", idle, lambda _: message),
             share=0.50,
         ),
-        Endpoint("GET 50 messages", f"{one}/messages", about("GET", "/messages", talking, empty), share=0.45),
+        Endpoint("GET 50 messages", f"{one}/messages", about("GET", "/messages", talking, empty), share=0.20),
         Endpoint(
             "create session",
             BASE,

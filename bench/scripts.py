@@ -147,7 +147,7 @@ async def _long_histories(store: Store, meter: Meter, sessions: list[Any]) -> No
         "history of 50", (store.log.history(sid, grant=EVERYTHING, limit=50) for sid in sessions)
     )
     await each(sessions, lambda sid: say(store, sid))
-    claims = await meter.measure("claim, history of 50", (claim(store, sid) for sid in sessions))
+    claims = await meter.measure("claim + history of 50", (claim(store, sid) for sid in sessions))
     for claimed in claims:
         turn = claimed.turn.turn
         await store.turns.complete(claimed.turn.session_id, turn.turn_id, fence=turn.fence)

@@ -211,9 +211,11 @@ class Request:
             ) from error
 
     def link(self, *, rel: str, **changed: str) -> bytes:
-        """A Link header's value (RFC 8288): this request with other positions."""
+        """A Link header's value (RFC 8288): this request with other positions, which need no quoting."""
         kept = {key: value for key, value in self.query().items() if key not in {"before", "after", "cursor"}}
-        return f'<{self.instance}?{urlencode(kept | changed)}>; rel="{rel}"'.encode()
+        query = urlencode(kept) + "&" if kept else ""
+        query += "&".join([f"{name}={position}" for name, position in changed.items()])
+        return f'<{self.instance}?{query}>; rel="{rel}"'.encode()
 
     async def body(self, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
         """The whole body.

@@ -10,9 +10,10 @@ delete all of it.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from sessions_api.store.records import entry_of
+from sessions_api.store.records import messages_of
 
 if TYPE_CHECKING:
     from sessions_api.domain.messages import LogEntry
@@ -34,7 +35,7 @@ async def read_messages(
     low: bytes = b"-",
     high: bytes = b"+",
     is_forward: bool = False,
-    max_bytes: float = float("inf"),
+    max_bytes: int | None = None,
     page_entries: int | None = None,
 ) -> Messages:
     """Up to *limit* messages between two stream ids, newest first unless *is_forward*.
@@ -44,22 +45,22 @@ async def read_messages(
     few, or a crowd of turns that failed or were cancelled lies between.
     """
     found: list[LogEntry] = []
-    size_bytes = 0
     count = page_entries or limit + 1
     while True:
         span = (b"XRANGE", log, low, high) if is_forward else (b"XREVRANGE", log, high, low)
         page = await redis.command(*span, b"COUNT", count, safe=True)
-        for raw in page:
-            entry = entry_of(raw)
-            _, _, kind, body = entry
-            if kind != b"message":
-                continue
-            size_bytes += len(body)
-            if len(found) == limit or size_bytes > max_bytes:
-                return Messages(found, has_more=True)
-            found.append(entry)
+        found += messages_of(page)
+        fitting = limit if max_bytes is None else min(limit, _fitting(found, max_bytes))
+        if len(found) > fitting:
+            return Messages(found[:fitting], has_more=True)
         if len(page) < count:
             return Messages(found, has_more=False)
         edge = b"(" + page[-1][0]
         low, high = (edge, high) if is_forward else (low, edge)
         count *= 2  # so that a log is read to its end in a few trips
+
+
+def _fitting(entries: list[LogEntry], max_bytes: int) -> int:
+    """How many of *entries*, from the first on, have no more than *max_bytes* together."""
+    sizes_bytes = accumulate(len(entry.body) for entry in entries)
+    return sum(size_bytes <= max_bytes for size_bytes in sizes_bytes)

@@ -10,7 +10,7 @@ from sessions_api.domain.messages import LogEntry
 from sessions_api.domain.turns import Draft, Turn
 from sessions_api.errors import StorageFault
 
-_new = tuple.__new__  # as LogEntry._make has it, for a page's every entry
+_new = tuple.__new__  # as LogEntry._make has it
 _decode_turn = msgspec.msgpack.Decoder(Turn).decode
 
 
@@ -27,6 +27,18 @@ def entry_of(entry: list[Any]) -> LogEntry:
     except ValueError:
         raise StorageFault(f"a log entry has the fields {fields[::2]!r}") from None
     return _new(LogEntry, (stream_id[:-2], prev, kind, body))
+
+
+def messages_of(page: list[Any]) -> list[LogEntry]:
+    """The messages among the entries of a reply of XRANGE."""
+    try:
+        return [  # as entry_of has it, without a call for each
+            _new(LogEntry, (stream_id[:-2], prev, kind, body))
+            for stream_id, (_, prev, kind, body) in page
+            if kind == b"message"
+        ]
+    except ValueError:
+        return [entry for entry in map(entry_of, page) if entry.what == b"message"]
 
 
 def draft_of(record: bytes, text: bytes) -> Draft:
