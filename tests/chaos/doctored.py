@@ -284,6 +284,11 @@ def refusal_that_does_not_fit(history: History) -> None:
 
 
 @breaks("unpromised")
+def turn_that_is_gone(history: History) -> None:
+    history.asked.append(asked("turn", ALIVE, 404, code="TURN_NOT_FOUND"))
+
+
+@breaks("unpromised")
 def timeout_of_the_agent_for_who_does_not_wait(history: History) -> None:
     history.asked.append(asked("post", ALIVE, 504, code="AGENT_TIMEOUT"))
 

@@ -42,7 +42,9 @@ def promised(history: History) -> Iterator[Violation]:
         if asked.status < 300:
             continue
         told = f"{asked.what}: {asked.status} {asked.code}"
-        if asked.status == 503 and asked.code in UNAVAILABLE:
+        if (asked.status == 503 and asked.code in UNAVAILABLE) or (
+            asked.code == "TURN_NOT_FOUND" and _has_lost(history, asked.session_id)
+        ):
             pass
         elif asked.what not in REFUSALS.get((asked.status, asked.code), frozenset()):
             yield Violation("unpromised", asked.session_id, told)
@@ -54,6 +56,14 @@ def promised(history: History) -> Iterator[Violation]:
                 yield Violation("lost", asked.session_id, f"{told}, and nobody had deleted it")
         if asked.status in {429, 503} and not _is_pause(asked.retry_after):
             yield Violation("unpromised", asked.session_id, f"{told}, Retry-After: {asked.retry_after}")
+
+
+def _has_lost(history: History, session_id: str) -> bool:
+    """Whether a failover took messages of the session along, and with them their turns."""
+    read = history.found.get(session_id)
+    there = {entry.cursor for entry in read.entries} if read is not None else set()
+    acks = (ack for said in history.said if said.session_id == session_id for ack in said.acks)
+    return history.may_rewind and any(ack.cursor not in there for ack in acks)
 
 
 def _is_pause(text: str | None) -> bool:

@@ -88,5 +88,13 @@ class TestTopologiesThatMayLose:
     def test_is_accepted_if_every_follower_is_told(self) -> None:
         history = self.rewound()
         history.followings[0].events.append(event(ALIVE, "gap", {"reason": "rewound"}))
+        history.asked.append(asked("turn", ALIVE, 404, code="TURN_NOT_FOUND"))
 
         assert check(history) == []
+
+    def test_a_turn_is_not_gone_without_its_message(self) -> None:
+        history = sound()
+        history.may_rewind = True
+        history.asked.append(asked("turn", ALIVE, 404, code="TURN_NOT_FOUND"))
+
+        assert [violation.kind for violation in check(history)] == ["unpromised"]
