@@ -168,7 +168,7 @@ def _run(
 async def _redis(folder: Path, binary: Path) -> dict[str, str]:
     with redis_server(folder, {}, binary=binary) as server:
         async with open_store(server.url) as store:
-            told = await info(store, "server")
+            told = await info(store, "server") | await info(store, "memory")
     names = ("server_name", "valkey_version", "redis_version", "mem_allocator", "os")
     return {name: told[name] for name in names if name in told}
 

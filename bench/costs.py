@@ -15,7 +15,6 @@ from bench.speaking import answer, claim, each, info, open_sessions, open_store,
 from bench.workers import BASE, PIECES, WORKER_ID, define
 from bench.workers import claim as claim_over_http
 from sessions_api.domain.ids import SessionId
-from sessions_api.embedded import find_server
 from sessions_api.store import Store
 
 TURN = "Agents: Redis time of one turn"
@@ -45,7 +44,7 @@ async def scripts_of(store: Store) -> tuple[int, int]:
 
 async def _turn(folder: Path, *, turns: int, rounds: int) -> tuple[list[Figure], dict[str, object]]:
     """Each of a turn's scripts, measured as part ``scripts`` does it, and their sum."""
-    with redis_server(folder, {**DEPLOYED, **DURABLE}, core=CORES.service, binary=find_server()) as server:
+    with redis_server(folder, {**DEPLOYED, **DURABLE}, core=CORES.service) as server:
         async with open_store(server.url) as store:
             sessions = await open_sessions(store, turns)
             await each(sessions, lambda sid: say(store, sid))

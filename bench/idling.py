@@ -50,7 +50,7 @@ async def run(folder: Path, *, waiters: int, seconds: int) -> tuple[list[Figure]
             f"Redis calls in {seconds} idle seconds, of those without workers",
             sum(made.values()) / sum(alone.values()),
             "×",
-            budget=1.1,
+            budget=1.05,
             note=f"{sum(made.values())} and {sum(alone.values())}, each command in a script counted;"
             f" CPU of each replica: {spent_s / REPLICAS / seconds:.1%} of a core",
         ),

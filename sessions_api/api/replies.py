@@ -53,8 +53,8 @@ class Reply(NamedTuple):
         if write_whole is not None and self._is_plain and not only_head:
             head = _JSON_HEAD
             for name, value in (*common, *self.headers):
-                if _is_unsafe(value):
-                    break  # uvicorn refuses it
+                if name == b"connection" or _is_unsafe(value):
+                    break  # uvicorn closes, or refuses it
                 head += b"%b: %b\r\n" % (name, value)
             else:
                 if write_whole(scope, self.status, head, self.body):

@@ -72,9 +72,7 @@ class Traced:
         span = self._tracing.request(arrived, trace_of(scope["headers"]))
         opening = _Opening(span, send)
         try:
-            # Without extensions, one of which is a way out past what sees the reply begin.
-            scope = dict(scope, headers=_headers(scope["headers"], span.trace), extensions={})
-            await self._app(scope, receive, opening)
+            await self._app(dict(scope, headers=_headers(scope["headers"], span.trace)), receive, opening)
             if not opening.has_begun:
                 span.failed("client_gone")
         except BaseException as error:  # a cancelled request has a span as well

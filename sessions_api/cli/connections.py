@@ -97,6 +97,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_nothing()
         self.resume_writing()
+        self._joining.begin(None)
         running = self._running
         super().connection_lost(exc)
         if running is not None and not running.response_complete:  # uvicorn tells only the newest request

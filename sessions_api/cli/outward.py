@@ -37,19 +37,21 @@ class Joining:
         self._head = b""
         self._has_begun = False
 
-    def begin(self, cycle: RequestResponseCycle) -> None:
-        """What is written from now on answers *cycle*."""
+    def begin(self, cycle: RequestResponseCycle | None) -> None:
+        """What is written from now on answers *cycle*; None: it answers nobody, and nothing is held."""
         self._cycle = cycle
 
     def write_whole(self, scope: Scope, status: int, head: bytes, body: bytes) -> bool:
         """Write the reply to *scope* in one piece; False, and nothing is done, unless all is as it mostly is.
 
         For uvicorn a reply is two messages, and each header of it a search for what may not be in one: a
-        tenth of what a request costs. *head*: header lines that need no such search, without the length.
+        tenth of what a request costs. *head*: header lines that need no such search, neither Connection nor
+        Content-Length. *scope*: the connection's own; whoever copied it wants to see what is sent.
         """
         cycle = self._cycle
         if (
             cycle is None
+            or self._head  # 100 Continue, which goes first
             or cycle.scope is not scope
             or cycle.response_started
             or cycle.disconnected

@@ -1,9 +1,9 @@
 """The connection to Redis: calls, their repeats and their deadline; where Redis's errors end.
 
 redis-py finds the server and shakes hands (``address.py``); then its socket
-becomes a :class:`~sessions_api.store.lines.Line`, on which every command of one
-event-loop tick shares one write. A third of a request's CPU is saved that way,
-and each snare below lies in what redis-py would do *after* the handshake:
+becomes a :class:`~sessions_api.store.lines.Line`, on which commands of one
+event-loop tick share writes. A third of a request's CPU is saved that way, and
+each snare below lies in what redis-py would do *after* the handshake:
 
 - *A cancelled request's reply reaches the next user* (ChatGPT, March 2023).
   The line owns the slot of each command, not the caller: ``lines.py``.
@@ -245,7 +245,7 @@ class Redis:
         tries: list[_Call] = []
         command = (b"EVALSHA", script.sha1, len(keys), *keys, *args)
         value = await self._call(command, script=script, tries=tries)
-        return Reply(value, any(call.is_outcome_unknown for call in tries))
+        return Reply(value, bool(tries) and tries[0].is_outcome_unknown)
 
     def command(self, *command: Arg, safe: bool = False, at: Link | None = None) -> Coroutine[Any, Any, Any]:
         """Run one plain command and return its reply, bytes undecoded.

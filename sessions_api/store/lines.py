@@ -1,4 +1,4 @@
-"""One open connection to one Redis server: commands of a loop tick leave together, replies come in order.
+"""One open connection to one Redis server: commands share writes, replies come in order.
 
 Knows the wire protocol (through hiredis) and asyncio transports, and nothing of
 addresses, repeats or scripts: ``connection.py`` opens lines and decides what a
@@ -75,7 +75,7 @@ class LineLost(Exception):
 class Stats:
     """What one process did to one Redis since it started; read by metrics, by tests and by readiness."""
 
-    round_trips: int = 0  # loop ticks whose commands left together
+    round_trips: int = 0  # loop ticks in which commands left; those of one are under way together
     commands: int = 0
     connects: int = 0  # lines that came up; all but the first are reconnects
     failed_connects: int = 0
@@ -114,7 +114,7 @@ class Wire(asyncio.Protocol):
         transport.set_protocol(self)
 
     def write(self, packed: bytes) -> None:
-        """Queue one command; it leaves with all that is queued in this tick."""
+        """Queue one command; it leaves at the end of this tick, with all that is queued by then."""
         if not self._is_leaving:
             self._is_leaving = True
             self._loop.call_soon(self._end_tick)
@@ -172,9 +172,9 @@ class Line(Wire):
     """
 
     handful = 8
-    """So many commands leave before their tick is over. Redis answers what it read in one piece when it
-    has run it all: with the whole tick in one write, it would wait while this process works, and then
-    this process for it.
+    """So many commands leave at once, before their tick is over. Redis answers what it read in one piece
+    when it has run it all: with the whole tick in one write, it would wait while this process works, and
+    then this process for it.
     """
 
     def __init__(self, stats: Stats, *, reply_timeout_s: float) -> None:

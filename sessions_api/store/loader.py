@@ -3,7 +3,8 @@
 The file says in comments what it takes:
 
 - ``-- needs: session clock``: these parts are put before it, as far as it reaches their functions.
-- ``-- rarely: expire cancel``: these functions are made when one of them is called.
+- ``-- rarely: expire cancel``: these functions are made when one of them is called; more such lines
+  are more such groups.
 - ``-- turn: ARGV[3]``: the record of the turn with that id is read with the session's state.
 
 Lua makes a script's functions anew at every run, and a call of one takes as long as a dozen of
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from sessions_api.store.connection import Script
@@ -50,10 +52,10 @@ def load(name: str) -> Script:
     parts = "\n".join((folder / "lib" / f"{part}.lua").read_text() for part in needs)
     for turn in _said("turn", text):
         parts = parts.replace(_ASKED, f"local asked = {turn}").replace(_READ, f"{_READ[:-1]}, {turn})")
-    rare = _said("rarely", text)
+    rare = [names.split() for names in re.findall(r"^-- rarely: (.+)$", text, re.MULTILINE)]
     whole = _assembled(_COMMENT.sub("", parts), _COMMENT.sub("", text), rare)
     if "session" in needs:
-        whole = in_places(_inlined(whole, without=rare))
+        whole = in_places(_inlined(whole, without=list(chain.from_iterable(rare))))
     return Script(name, whole, on_cluster=whole.replace(_TELL, _TELL_SHARD))
 
 
@@ -62,22 +64,23 @@ def _said(word: str, text: str) -> list[str]:
     return found[1].split() if found else []
 
 
-def _assembled(parts: str, text: str, rare: list[str]) -> str:
-    """*text* after what it reaches of *parts*; what it reaches by the *rare* ones alone is made by a call."""
+def _assembled(parts: str, text: str, rare: list[list[str]]) -> str:
+    """*text* after what it reaches of *parts*; each group of *rare* is made when one of it is called."""
     functions = {function[1]: function[0] for function in _FUNCTION.finditer(parts)}
     top = _FUNCTION.sub("", parts)
-    often = _reached(functions, [top, text], without=rare)
-    seldom = _reached(functions, [functions[name] for name in rare]) | set(rare)
-    if not rare:
-        return f"{_only(often, parts)}\n{text}"
-    calls = re.compile(rf"\b({'|'.join(rare)})\(")
-    made = "\n".join(functions[name] for name in functions if name in seldom - often)
-    kept = ", ".join(f"{name} = {name}" for name in rare)
-    rarely = (
-        f"local rare\nrarely = function()\nif not rare then\n{made}\nrare = {{{kept}}}\nend\nreturn rare\nend"
-    )
-    front, behind = (calls.sub(r"rarely().\1(", part) for part in (_only(often, parts), text))
-    return f"local rarely\n{front}\n{rarely}\n{behind}"
+    often = _reached(functions, [top, text], without=list(chain.from_iterable(rare)))
+    front, makers = _only(often, parts), ""
+    for number, names in enumerate(rare):
+        seldom = _reached(functions, [functions[name] for name in names]) | set(names)
+        made = "\n".join(functions[name] for name in functions if name in seldom - often)
+        kept = ", ".join(f"{name} = {name}" for name in names)
+        maker, its = f"rarely_{number}", f"rare_{number}"
+        calls = re.compile(rf"\b({'|'.join(names)})\(")
+        front, text = (calls.sub(rf"{maker}().\1(", part) for part in (front, text))
+        front = f"local {maker}\n{front}"
+        makers += f"local {its}\n{maker} = function()\nif not {its} then\n{made}\n{its} = {{{kept}}}\nend\n"
+        makers += f"return {its}\nend\n"
+    return f"{front}\n{makers}{text}"
 
 
 def _only(names: set[str], parts: str) -> str:

@@ -3,9 +3,8 @@
 ``session:{t}:<sid>`` has ``metadata``, as it was given, ``state``, a MessagePack array
 in the order of :class:`State`, and the records of turns (``lua/lib/turns.lua``). One
 field with thirty-six members costs a script a third of what as many fields do, and
-does without the memory of their names. In Lua the array is ``s``; in ``s.rev`` and
-``set('rev', …)`` the place is put when a script is loaded, so a name that is no field
-does not load.
+does without the memory of their names. In Lua the array is ``s``; in ``s.rev`` the
+place is put when a script is loaded, so a name that is no field does not load.
 
 A field that a later release adds stands at the end: what was written without it
 is read as blank, and who does not know it keeps it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from asyncio import BaseTransport, StreamReader, StreamWriter
@@ -11,9 +12,9 @@ from typing import Any, ClassVar
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from sessions_api.api.replies import Reply
+from sessions_api.api.replies import Header, Reply
 from sessions_api.cli.connections import Connection
 from tests.support.waiting import until
 
@@ -55,6 +56,8 @@ class App:
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
+        self.sent: list[str] = []
+        """The messages in which our own replies went uvicorn's way."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
@@ -74,11 +77,15 @@ class App:
             return
         body = json.dumps(scope["path"]).encode()
         if kind in {"ours", "forged"}:
-            headers = (
+            if scope["path"].endswith("/upload"):
+                await receive()
+            headers: tuple[Header, ...] = (
                 (b"etag", b'"1"'),
                 (b"link", b"</a>\r\nset-cookie: b=c" if kind == "forged" else b"</a>"),
             )
-            await Reply(200, body, headers).send(scope, send, ((b"x-request-id", b"id"),))
+            if scope["path"].endswith("/last"):
+                headers += ((b"connection", b"close"),)
+            await Reply(200, body, headers).send(scope, self._noting(send), ((b"x-request-id", b"id"),))
             return
         await send(
             {
@@ -92,6 +99,13 @@ class App:
         await send({"type": "http.response.body", "body": body})
         if kind == "last":
             Recorded.newest.shutdown()
+
+    def _noting(self, send: Send) -> Send:
+        async def noted(message: Message) -> None:
+            self.sent.append(message["type"])
+            await send(message)
+
+        return noted
 
     async def _told(self) -> None:
         await self.go_on.wait()
@@ -211,15 +225,17 @@ class TestReply:
 class TestOurs:
     """Replies of the app, which have a shorter way out than uvicorn's (``cli/outward.py``)."""
 
-    async def test_read_the_same_on_either_way(self, client: Client) -> None:
+    async def test_read_the_same_on_either_way(self, client: Client, app: App) -> None:
         ask(client, "/ours")
         short = lines(await head(client))
         assert await client[0].readexactly(7) == b'"/ours"'
+        assert app.sent == []
         ask(client, "/ours", more="Connection: close\r\n")
         long = lines(await head(client))
 
         assert await client[0].read() == b'"/ours"'
         assert sorted([*short, b"connection: close"]) == sorted(long)
+        assert app.sent == ["http.response.start", "http.response.body"]
 
     async def test_keep_their_order_among_others(self, client: Client) -> None:
         paths = ["/ours/1", "/any/2", "/ours/3", "/ours/4", "/any/5"]
@@ -241,6 +257,21 @@ class TestOurs:
         ask(client, "/ours/then")
 
         assert await body(client) == "/ours/then"
+
+    async def test_come_after_the_100_continue_that_was_asked_for(self, client: Client) -> None:
+        client[1].write(
+            b"POST /ours/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"
+            b"Expect: 100-continue\r\n\r\n{}"
+        )
+
+        assert await head(client) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert await body(client) == "/ours/upload"
+
+    async def test_that_say_close_are_the_last(self, client: Client) -> None:
+        ask(client, "/ours/last", "/then")
+
+        assert await body(client) == "/ours/last"
+        assert await client[0].read() == b""
 
     async def test_wait_for_a_client_that_takes_nothing(self, client: Client) -> None:
         Recorded.newest.pause_writing()
@@ -284,6 +315,7 @@ class TestStream:
         client = await asyncio.open_connection("127.0.0.1", port)
         ask(client, "/stream")
         await head(client)
+        joining, left = Recorded.newest._joining, Recorded.newest.cycle
         client[1].transport.abort()
 
         for _ in PIECES:
@@ -292,5 +324,6 @@ class TestStream:
         again = await asyncio.open_connection("127.0.0.1", port)
         ask(again, "/then")
         assert await body(again) == "/then"
+        assert all(kept is not left for kept in gc.get_referents(joining))
         again[1].close()
         await again[1].wait_closed()

@@ -14,7 +14,8 @@ entry. onBusy: queue opens a turn; merge joins the last queued one; interrupt
 cancels the running turn and takes all that is queued; reject wants none open. ]]
 -- needs: session clock turns ending limits
 -- turn: ARGV[4]
--- rarely: cancel expire read_limits refusing charge_all queued_turns reason
+-- rarely: cancel expire queued_turns reason
+-- rarely: read_limits refusing charge_all
 
 local once = KEYS[12]
 local message_id, turn_id, body, on_busy, fingerprint = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]

@@ -33,7 +33,7 @@ redis.call('APPEND', draft, text)
 if turn.units == 0 then fresh[#fresh + 1] = draft end
 turn.units = turn.units + units
 turn.index = turn.index + 1
-local is_told = revive(turn) -- with this delta
+local is_told = turn.state == 'queued' and revive(turn) -- with this delta
 if turn.state == 'running' then
   hold(turn, LEASE_MS)
   if not is_told then

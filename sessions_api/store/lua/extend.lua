@@ -18,7 +18,7 @@ local turn = turn_of(turn_id)
 local standing = standing_of(turn, fence)
 if standing == 'cancelled' then return told(turn, fence) end
 if standing ~= 'own' or now >= turn.deadline_ms then return refused(turn, standing) end
-revive(turn)
+if turn.state == 'queued' then revive(turn) end
 hold(turn, LEASE_MS)
 put(turn)
 warn()

@@ -30,7 +30,7 @@ local function expire()
   s.expires_ms = ended
   s.reason = why
   fact('session.expired', int(ended) .. ' ' .. why)
-  -- What a tombstone does not have; that the state has changed, `set` has noted above.
+  -- What a tombstone does not have.
   s.held_until_ms, s.warned_ms, s.ops, s.turn, s.turn_state, s.queue = 0, 0, '', '', '', ''
   s.queued, s.queued_bytes, s.retry_ms, s.ready_ms, s.alarm_ms, s.hint_ms = 0, 0, 0, 0, 0, 0
   s.log_bytes, s.listed_ms, s.ended_turns = 0, 0, 0

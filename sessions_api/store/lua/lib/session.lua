@@ -7,7 +7,7 @@
 -- `over()` is the only test of life.
 --
 -- A script that says `-- turn: ARGV[3]` has the id of a turn there, whose record is read
--- with the session's own fields (store/scripts.py).
+-- with the session's own fields (store/loader.py).
 
 local session, alarm, log, draft, due, ready, users, agents, near, running, live = unpack(KEYS)
 local sid, grant = ARGV[1], ARGV[2]
@@ -23,7 +23,7 @@ local add_fields -- to what save() writes
 local function int(x) return string.format('%d', x) end
 
 -- What is told to followers leaves after what it tells of is written, in one message. On a
--- cluster the call is another: store/scripts.py.
+-- cluster the call is another: store/loader.py.
 local function tell()
   local message = table.concat(outbox)
   outbox = {}
