@@ -172,11 +172,12 @@ class ClusterServer(TestServer):
         self.settle()
 
     def settle(self) -> None:
-        """Return when all servers agree who serves what, and every replica has what its primary has."""
+        """Return when all servers agree who serves what, and replicas and primaries know each other."""
         _until(self._is_settled)
 
     def _is_settled(self) -> bool:
         views = set()
+        replicas, known = 0, 0
         for node in self.nodes:
             if not node.is_running:
                 continue
@@ -187,7 +188,9 @@ class ClusterServer(TestServer):
             role = node.call("ROLE")
             if role[0] == b"slave" and role[3] != b"connected":
                 return False
-        return len(views) == 1
+            replicas += role[0] == b"slave"
+            known += len(role[2]) if role[0] == b"master" else 0
+        return len(views) == 1 and known >= replicas
 
     def stop(self) -> None:
         for node in self.nodes:
