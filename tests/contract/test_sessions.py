@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -289,7 +290,9 @@ class TestList:
 
     def test_by_stage_and_time_of_creation(self, api: Api) -> None:
         user = some_id()
-        first, second = api.create(userId=user), api.create(userId=user)
+        first = api.create(userId=user)
+        time.sleep(0.005)  # instants have milliseconds, and two creations fit into one
+        second = api.create(userId=user)
         api.ask(second["sessionId"])
 
         def ids(**params: Any) -> list[str]:
