@@ -39,7 +39,7 @@ from sessions_api.errors import (
 )
 from sessions_api.live.framing import BadFrame
 from sessions_api.live.handshake import ClientLeft, Handshake
-from sessions_api.store.connection import counted_trips, named_scripts
+from sessions_api.store.asked import counted_trips, named_scripts
 from sessions_api.telemetry import metrics
 from sessions_api.wire.problems import problem_of
 

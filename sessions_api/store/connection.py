@@ -36,8 +36,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha1
@@ -46,6 +44,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 import structlog
 
 from sessions_api.errors import NotReplicated, StorageFault, StorageFull, StorageUnavailable
+from sessions_api.store.asked import CALLED, TRIPS
 from sessions_api.store.doors import door_of, topology_of
 from sessions_api.store.lifeline import PAUSE_FIRST_S, PAUSE_LAST_S
 from sessions_api.store.lines import Arg, Line, LineLost, ServerError, Stats
@@ -53,7 +52,7 @@ from sessions_api.store.replicated import TOLD, ReplicatedLine, Unreplicated
 from sessions_api.store.sentinel import SentinelAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from sessions_api.store.topology import Door, Link, Topology
 
@@ -71,8 +70,6 @@ MAX_HOPS: Final = 4
 REFUSING: Final = frozenset({"NOPERM", "NOAUTH", "WRONGPASS", "MISCONF"})
 
 log = structlog.get_logger(__name__)
-_trips: ContextVar[set[tuple[int, int]] | None] = ContextVar("redis_trips", default=None)
-_called: ContextVar[list[str] | None] = ContextVar("redis_scripts", default=None)
 
 
 class Script:
@@ -265,7 +262,7 @@ class Redis:
     def _noted(self, script: Script) -> Script:
         """*script* as these servers get it, counted."""
         self.stats.scripts[script.name] += 1
-        called = _called.get()
+        called = CALLED.get()
         if called is not None:
             called.append(script.name)
         return script.on_cluster if self._is_cluster else script
@@ -273,7 +270,7 @@ class Redis:
     def _send(self, line: Line, command: tuple[Arg, ...], *, asking: bool = False) -> asyncio.Future[Any]:
         if line.waiting >= self._max_waiting:
             raise StorageUnavailable(f"{line.waiting} commands wait for Redis already")
-        trips = _trips.get()
+        trips = TRIPS.get()
         if trips is not None:
             trips.add((id(line), self.stats.round_trips))
         return line.send_asking(command) if asking else line.send(command)
@@ -379,28 +376,3 @@ def _translated(error: ServerError, script: Script | None) -> Exception:
     if error.word in PASSING or error.word in REFUSING:
         return StorageUnavailable(str(error))
     return StorageFault(f"{script or 'a command'}: {error}")
-
-
-@contextmanager
-def counted_trips() -> Iterator[set[tuple[int, int]]]:
-    """Collect the round trips to Redis made inside: the set has one member for each.
-
-    Commands of one tick share a trip, a NOSCRIPT or a repeat costs one more.
-    """
-    trips: set[tuple[int, int]] = set()
-    token = _trips.set(trips)
-    try:
-        yield trips
-    finally:
-        _trips.reset(token)
-
-
-@contextmanager
-def named_scripts() -> Iterator[list[str]]:
-    """Collect the names of the scripts called inside, in their order."""
-    names: list[str] = []
-    token = _called.set(names)
-    try:
-        yield names
-    finally:
-        _called.reset(token)

@@ -55,7 +55,7 @@ def load(name: str) -> Script:
     rare = [names.split() for names in re.findall(r"^-- rarely: (.+)$", text, re.MULTILINE)]
     whole = _assembled(_COMMENT.sub("", parts), _COMMENT.sub("", text), rare)
     if "session" in needs:
-        whole = in_places(_inlined(whole, without=list(chain.from_iterable(rare))))
+        whole = in_places(inlined(whole, without=list(chain.from_iterable(rare))))
     return Script(name, whole, on_cluster=whole.replace(_TELL, _TELL_SHARD))
 
 
@@ -99,7 +99,7 @@ def _reached(functions: dict[str, str], texts: list[str], *, without: Sequence[s
     return reached
 
 
-def _inlined(lua: str, *, without: list[str]) -> str:
+def inlined(lua: str, *, without: list[str]) -> str:
     """*lua*, where functions of one expression, or of statements alone, stand where they are called."""
     for kind, call, before, after in (
         (_EXPRESSION, r"\(\)", "(", ")"),
@@ -115,4 +115,6 @@ def _inlined(lua: str, *, without: list[str]) -> str:
             there = before + body.replace("\n", " ") + after
             lua = lua[: found.start()] + lua[found.end() :]
             lua = re.sub(rf"(?<![.\w]){name}{call}", lambda _, there=there: there, lua)  # type: ignore[misc]
+            if re.search(rf"(?<![.\w]){name}\b", lua):
+                raise ValueError(f"{name} is handed on, or called otherwise than it is made")
     return re.sub(r"\n\s*\n+", "\n", lua)

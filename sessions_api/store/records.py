@@ -38,7 +38,7 @@ def messages_of(page: list[Any]) -> list[LogEntry]:
             if kind == b"message"
         ]
     except ValueError:
-        return [entry for entry in map(entry_of, page) if entry.what == b"message"]
+        return [entry_of(entry) for entry in page]  # which says what is wrong with it
 
 
 def draft_of(record: bytes, text: bytes) -> Draft:

@@ -16,7 +16,7 @@ import pytest
 
 from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import SessionId
-from sessions_api.store.connection import counted_trips, named_scripts
+from sessions_api.store.asked import counted_trips, named_scripts
 from tests.api.conftest import BASE, Api
 from tests.support.access import OTHER_AGENT, WORKER_AGENT, Keys, Row, cast_keys, rows
 from tests.support.presence import attend

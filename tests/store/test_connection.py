@@ -14,7 +14,8 @@ import pytest
 
 from sessions_api.errors import SettingsError, StorageFault, StorageFull, StorageUnavailable
 from sessions_api.store.address import Address
-from sessions_api.store.connection import Redis, Script, counted_trips
+from sessions_api.store.asked import counted_trips
+from sessions_api.store.connection import Redis, Script
 from tests.support.faulty import COUNT, ECHO, proxied
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy

@@ -15,7 +15,8 @@ from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import OpId
 from sessions_api.errors import NotReplicated, StorageError, StorageFault
 from sessions_api.store import Redis, Store
-from sessions_api.store.connection import Script, counted_trips
+from sessions_api.store.asked import counted_trips
+from sessions_api.store.connection import Script
 from sessions_api.store.keys import Keyspace
 from sessions_api.store.loader import load
 from sessions_api.store.replicated import TOLD, UNTOLD

@@ -12,7 +12,7 @@ from sessions_api.domain.access import EVERYTHING, NOTHING, Grant, key_caller, t
 from sessions_api.domain.ids import LOCAL_APP, AppName, SessionId, new_op_id, new_session_id
 from sessions_api.errors import SessionNotFound, Unauthenticated
 from sessions_api.store import Store
-from sessions_api.store.connection import counted_trips
+from sessions_api.store.asked import counted_trips
 from sessions_api.store.loader import load
 from tests.support.servers import TestServer
 from tests.support.stores import AGENT, CONFIG, MINUTE_MS, USER, age, claimed, dump, opened, say

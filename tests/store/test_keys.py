@@ -42,6 +42,7 @@ from sessions_api.store import (
 from sessions_api.store.attendance import Presence
 from sessions_api.store.connection import Redis, Script
 from sessions_api.store.keys import TAGS, Keyspace
+from sessions_api.store.loader import inlined
 from sessions_api.store.replicas import Identity
 from sessions_api.store.state import State, in_places
 from tests.support.servers import TestServer
@@ -263,6 +264,13 @@ class TestScriptTexts:
 
         assert asked
         assert f"local asked = {asked[1]}" in code
+
+    @pytest.mark.parametrize("use", ["pcall(save)", "local f = save", "save(1)"])
+    def test_a_function_that_is_put_where_it_is_called_is_nothing_else(self, use: str) -> None:
+        made = "local function save()\n  s.rev = 1\nend\n"
+        assert inlined(f"{made}save()", without=[]).strip() == "do   s.rev = 1  end"
+        with pytest.raises(ValueError, match="save"):
+            inlined(made + use, without=[])
 
     def test_a_field_that_there_is_not_does_not_load(self) -> None:
         assert in_places("s.app = s.rev") == "s[1] = s[25]"

@@ -13,7 +13,8 @@ from sessions_api.domain.ids import new_session_id
 from sessions_api.domain.limits import Limit, Standing
 from sessions_api.errors import RateLimited, StorageFull, StorageUnavailable
 from sessions_api.store import Redis
-from sessions_api.store.connection import Script, counted_trips
+from sessions_api.store.asked import counted_trips
+from sessions_api.store.connection import Script
 from sessions_api.store.keys import Keyspace
 from sessions_api.store.limits import TAKE, Asked, Limits, in_script, refused, standings
 from tests.support.faulty import proxied

@@ -14,8 +14,8 @@ from sessions_api.domain.messages import NewMessage
 from sessions_api.domain.sessions import ConfigChange
 from sessions_api.settings import Settings
 from sessions_api.store import Store
+from sessions_api.store.asked import counted_trips
 from sessions_api.store.attendance import Presence
-from sessions_api.store.connection import counted_trips
 from tests.support.servers import RealServer
 from tests.support.stores import AGENT, MINUTE_MS, agent_body, answer_body, claimed, new_session, opened, say
 from tests.support.waiting import until
