@@ -20,7 +20,7 @@ from bench.latency import Event, Talk, figures_of, post_at_rate
 from bench.links import Link, closing, unless_failed
 from bench.machine import cpu_s
 from bench.processes import DEPLOYED, DURABLE, Server, Service, redis_server, service
-from bench.speaking import QUESTION, open_sessions, open_store
+from bench.speaking import QUESTION, open_sessions, open_store, scripts_of
 from bench.workers import BASE, WORKER_ID, Journal, at_work, define, waiting
 from sessions_api.domain.agents import ECHO_ID
 from sessions_api.domain.ids import AgentId, SessionId
@@ -182,8 +182,8 @@ async def _exchanges(link: Link, sessions: list[SessionId], ends_s: float) -> in
 
 async def _spent(ours: Service, redis: Server, store: Store) -> tuple[float, float, float, float, float]:
     """Seconds of the clock, of the replica and of Redis; microseconds in scripts, and their number."""
-    script_us, scripts = await costs.scripts_of(store)
-    return time.perf_counter(), cpu_s(ours.pid), cpu_s(redis.pid), script_us, scripts
+    ran = await scripts_of(store)
+    return time.perf_counter(), cpu_s(ours.pid), cpu_s(redis.pid), ran.us, ran.calls
 
 
 def _figure(name: str, rounds: list[Round]) -> Figure:

@@ -22,7 +22,7 @@ from bench.links import Link, closing
 from bench.machine import cpu_s
 from bench.processes import Server, Service
 from bench.scripts import quiet
-from bench.speaking import info
+from bench.speaking import Ran, commands
 from sessions_api.store import Store
 
 CONNECTIONS = 4
@@ -103,15 +103,9 @@ class Case:
 
 
 async def _ran(store: Store) -> tuple[int, int]:
-    """Microseconds in scripts, and commands by whomever: in scripts and out of them."""
-    us, commands = 0, 0
-    for name, text in (await info(store, "commandstats")).items():
-        values = dict(pair.split("=") for pair in text.split(","))
-        if name == "cmdstat_evalsha":
-            us = int(values["usec"])
-        if name != "cmdstat_info":
-            commands += int(values["calls"])
-    return us, commands
+    """Microseconds in scripts, and commands by whomever."""
+    ran = await commands(store)
+    return ran.get("evalsha", Ran()).us, sum(each.calls for name, each in ran.items() if name != "info")
 
 
 class Study:

@@ -11,7 +11,7 @@ from bench.links import Ear, Link, closing
 from bench.machine import CORES, cpu_s
 from bench.processes import DEPLOYED, DURABLE, Server, Service, redis_server, service
 from bench.scripts import Meter, quiet, yardstick
-from bench.speaking import answer, claim, each, info, open_sessions, open_store, say
+from bench.speaking import answer, claim, each, open_sessions, open_store, say, scripts_of
 from bench.workers import BASE, PIECES, WORKER_ID, define
 from bench.workers import claim as claim_over_http
 from sessions_api.domain.ids import SessionId
@@ -30,13 +30,6 @@ async def run(folder: Path, *, turns: int, rounds: int) -> tuple[list[Figure], d
     """*turns*: as many turns in each of *rounds*, and as many deltas at each number of followers."""
     turn, details = await _turn(folder / "redis-turn", turns=turns, rounds=rounds)
     return [*turn, *await _deltas(folder, count=turns)], details
-
-
-async def scripts_of(store: Store) -> tuple[int, int]:
-    """Microseconds in scripts, and how many there were, since the server's start."""
-    stats = (await info(store, "commandstats")).get("cmdstat_evalsha", "calls=0,usec=0")
-    values = dict(pair.split("=") for pair in stats.split(","))
-    return int(values["usec"]), int(values["calls"])
 
 
 # ---------------------------------------------------------------- a turn
@@ -133,7 +126,8 @@ async def _deltas(folder: Path, *, count: int) -> list[Figure]:
 
 async def _spent(store: Store, *processes: Server | Service) -> list[float]:
     """Microseconds in scripts, their number, and CPU microseconds of each process."""
-    return [*await scripts_of(store), *(cpu_s(each.pid) * 1e6 for each in processes)]
+    ran = await scripts_of(store)
+    return [ran.us, ran.calls, *(cpu_s(each.pid) * 1e6 for each in processes)]
 
 
 def _delta_figure(

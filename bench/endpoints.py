@@ -34,7 +34,7 @@ from bench.processes import (
     service,
     wait_until,
 )
-from bench.speaking import QUESTION, answer, attend, each, info, open_sessions, open_store, say
+from bench.speaking import QUESTION, Ran, answer, attend, commands, each, open_sessions, open_store, say
 from sessions_api.domain.agents import ECHO_ID
 from sessions_api.domain.ids import SessionId, UserId
 from sessions_api.store import Store
@@ -46,7 +46,7 @@ TALKING = 50
 EXCHANGES = 30
 LISTED = 20
 COUNTED = 50
-_EVALS = ("cmdstat_evalsha", "cmdstat_eval")
+_EVALS = ("evalsha", "eval")
 
 encode = msgspec.json.encode
 
@@ -157,8 +157,8 @@ async def _trips(store: Store, quiet: Service, endpoint: Endpoint) -> Figure:
 
 
 async def _evals(store: Store) -> int:
-    stats = await info(store, "commandstats")
-    return sum(int(stats[name].split(",")[0].removeprefix("calls=")) for name in _EVALS if name in stats)
+    ran = await commands(store)
+    return sum(ran.get(name, Ran()).calls for name in _EVALS)
 
 
 class Exchanged(msgspec.Struct, frozen=True):

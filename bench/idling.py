@@ -10,7 +10,7 @@ from bench.figures import Figure, progress
 from bench.links import Link, closing, unless_failed
 from bench.machine import cpu_s
 from bench.processes import DEPLOYED, DURABLE, Service, redis_server, service
-from bench.speaking import QUESTION, info, open_sessions, open_store
+from bench.speaking import QUESTION, Ran, commands, open_sessions, open_store
 from bench.workers import BASE, WORKER_ID, Journal, at_work, define, gauge, waiting
 from sessions_api.store import Store
 
@@ -67,22 +67,13 @@ async def run(folder: Path, *, waiters: int, seconds: int) -> tuple[list[Figure]
 
 async def _idle(store: Store, replicas: list[Service], seconds: int) -> tuple[dict[str, int], float]:
     """What Redis is called for meanwhile, and the CPU seconds of all replicas."""
-    before, spent_s = await _calls(store), sum(cpu_s(each.pid) for each in replicas)
+    before, spent_s = await commands(store), sum(cpu_s(each.pid) for each in replicas)
     await asyncio.sleep(seconds)
-    after = await _calls(store)
-    made = {name: count - before.get(name, 0) for name, count in after.items()}
+    after = await commands(store)
+    made = {name: ran.calls - before.get(name, Ran()).calls for name, ran in after.items()}
     return {name: count for name, count in made.items() if count}, (
         sum(cpu_s(each.pid) for each in replicas) - spent_s
     )
-
-
-async def _calls(store: Store) -> dict[str, int]:
-    stats = await info(store, "commandstats")
-    return {
-        name: int(text.partition(",")[0].removeprefix("calls="))
-        for name, text in stats.items()
-        if name.startswith("cmdstat_")
-    }
 
 
 async def _claims_per_message(replicas: list[Service], paths: list[str]) -> list[int]:

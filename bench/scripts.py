@@ -25,10 +25,10 @@ from bench.speaking import (
     answer,
     claim,
     each,
-    info,
     open_sessions,
     open_store,
     say,
+    scripts_of,
     until_over,
 )
 from sessions_api.domain.access import EVERYTHING
@@ -59,23 +59,18 @@ class Meter:
         """Await *calls*, each of which runs one script, a few at a time."""
         pending = iter(calls)
         results: list[Any] = []
-        usec, count = await self._spent()
+        before = await scripts_of(self._store)
         while batch := list(islice(pending, BATCH)):
             cpu_s = time.process_time()
             results += await asyncio.gather(*batch)
             cpu_s = time.process_time() - cpu_s
-            usec_after, count_after = await self._spent()
-            if count_after - count != len(batch):
-                raise RuntimeError(f"{name}: {count_after - count} scripts ran for {len(batch)} calls")
-            self.redis_us[name].append((usec_after - usec) / len(batch))
+            after = await scripts_of(self._store)
+            if after.calls - before.calls != len(batch):
+                raise RuntimeError(f"{name}: {after.calls - before.calls} scripts ran for {len(batch)} calls")
+            self.redis_us[name].append((after.us - before.us) / len(batch))
             self.python_us[name].append(cpu_s / len(batch) * 1e6)
-            usec, count = usec_after, count_after
+            before = after
         return results
-
-    async def _spent(self) -> tuple[int, int]:
-        stats = (await info(self._store, "commandstats")).get("cmdstat_evalsha", "calls=0,usec=0")
-        values = dict(pair.split("=") for pair in stats.split(","))
-        return int(values["usec"]), int(values["calls"])
 
 
 async def run(folder: Path, *, sessions: int, rounds: int) -> tuple[list[Figure], dict[str, object]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -56,6 +56,27 @@ async def open_store(url: str) -> AsyncIterator[Store]:
 async def info(store: Store, section: str) -> dict[str, str]:
     text: bytes = await store.redis.command(b"INFO", section, safe=True)
     return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
+
+
+class Ran(NamedTuple):
+    """How often Redis ran a command since its start, and for how many microseconds."""
+
+    calls: int = 0
+    us: int = 0
+
+
+async def commands(store: Store) -> dict[str, Ran]:
+    """By their names, all commands that Redis ran: those in scripts, too."""
+    ran = {}
+    for name, text in (await info(store, "commandstats")).items():
+        values = dict(pair.split("=") for pair in text.split(","))
+        ran[name.removeprefix("cmdstat_")] = Ran(int(values["calls"]), int(values["usec"]))
+    return ran
+
+
+async def scripts_of(store: Store) -> Ran:
+    """The scripts that Redis knew already."""
+    return (await commands(store)).get("evalsha", Ran())
 
 
 async def in_batches(calls: Iterable[Awaitable[T]], size: int = 500) -> list[T]:
