@@ -29,6 +29,7 @@ from collections.abc import Awaitable
 from itertools import chain, zip_longest
 from typing import Final, Literal, TypeVar
 
+import msgspec
 import structlog
 
 from sessions_api.domain.ids import AgentId, SessionId, partition_of_session
@@ -182,6 +183,8 @@ class Sweep:
             if isinstance(rung, Rung):
                 metrics.count_alarm(trigger, rung.outcome, rung.lag_ms)
                 self._failures.pop(session_id, None)
+                if rung.lapse:
+                    log.warning("turn_lapsed", session_id=session_id, **msgspec.structs.asdict(rung.lapse))
                 if rung.outcome == "absent" and trigger == "sweep":
                     self._suspect(partition_of_session(session_id))
             elif isinstance(rung, StorageUnavailable):

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from sessions_api.domain.ids import SessionId, partition_of_session
+from sessions_api.domain.ids import AgentId, SessionId, TurnId, partition_of_session
 from sessions_api.store.loader import load
 from sessions_api.store.scripts import unknown
 from sessions_api.store.written import count_lost
@@ -41,11 +41,22 @@ KEEP = load("keep")
 PRUNE = load("prune")
 
 
+class Lapse(msgspec.Struct, frozen=True):
+    """A turn whose worker did not extend its lease; *became*: what that made of it."""
+
+    agent_id: AgentId
+    turn_id: TurnId
+    attempt: int
+    worker: str
+    became: Literal["queued", "failed"]
+
+
 class Rung(msgspec.Struct, frozen=True):
     """What an alarm did, and how long after its instant."""
 
     outcome: Literal["expired", "warned", "lapsed", "idle", "absent"]
     lag_ms: int
+    lapse: Lapse | None = None
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -79,10 +90,11 @@ class Alarms:
         if reply[0] == b"absent":
             return Rung("absent", 0)
         match self._scripts.checked(ALARM, session_id, reply):
-            case [b"expired" | b"warned" | b"lapsed" | b"idle" as word, _, lag_ms, lost]:
-                if lost:
-                    count_lost(lost.decode())
-                return Rung(word.decode(), int(lag_ms))
+            case [b"expired" | b"warned" | b"lapsed" | b"idle" as word, _, lag_ms, lapse]:
+                rung = Rung(word.decode(), int(lag_ms), _lapse_of(lapse) if lapse else None)
+                if rung.lapse and rung.lapse.became == "failed":  # others are counted by the next claim
+                    count_lost(rung.lapse.agent_id)
+                return rung
             case _:
                 raise unknown(ALARM, reply)
 
@@ -175,6 +187,13 @@ class Alarms:
 
 
 _SCRIPT_TIME: Final = re.compile(rb"cmdstat_evalsha:calls=(\d+),usec=(\d+)")
+
+
+def _lapse_of(reply: list[Any]) -> Lapse:
+    agent, turn, attempt, worker, became = reply
+    return Lapse(
+        AgentId(agent.decode()), TurnId(turn.decode()), int(attempt), worker.decode(), became.decode()
+    )
 
 
 def _fullness(info: bytes) -> float:

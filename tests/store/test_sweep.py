@@ -277,20 +277,33 @@ class TestTheSweep:
 
         await keeper.stop()
 
-    async def test_a_lapsed_lease_returns_the_turn(self, store: Store) -> None:
+    async def test_a_lapsed_lease_returns_the_turn_and_says_whose_it_was(self, store: Store) -> None:
         await served(store)
         session = await opened(store)
         sid = session.session_id
         await say(store, sid)
         taken = await claimed(store, sid)
 
-        async with sweeping(store):
-            await age(store, sid, 10_000)
-            await self.becomes(store, sid, taken.turn.turn_id, "queued")
-            await age(store, sid, 1_000)
-            await self.becomes_ready(store, sid)
+        with capture_logs() as logs:
+            async with sweeping(store):
+                await age(store, sid, 10_000)
+                await self.becomes(store, sid, taken.turn.turn_id, "queued")
+                await age(store, sid, 1_000)
+                await self.becomes_ready(store, sid)
 
         assert (await claimed(store, sid)).turn.attempt == 2
+        assert [entry for entry in logs if entry["event"] == "turn_lapsed"] == [
+            {
+                "event": "turn_lapsed",
+                "log_level": "warning",
+                "session_id": sid,
+                "agent_id": taken.agent_id,
+                "turn_id": taken.turn.turn_id,
+                "attempt": 1,
+                "worker": taken.turn.worker,
+                "became": "queued",
+            }
+        ]
 
     @staticmethod
     async def becomes(store: Store, session_id: SessionId, turn_id: TurnId, state: str) -> None:

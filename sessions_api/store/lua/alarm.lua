@@ -2,13 +2,13 @@
 
 KEYS   the session's eleven
 ARGV   sid, grant
-REPLY  {'expired' | 'warned' | 'lapsed' | 'idle', sid, lag_ms, lost} | {'absent', sid}
+REPLY  {'expired' | 'warned' | 'lapsed' | 'idle', sid, lag_ms, lapse} | {'absent', sid}
 
 The claim is the transition itself: anyone may call it at any time, on a hint, by
 the sweep, or because a request found the session past its time. It begins with a
 DEL, so that it works when Redis is full, and leaves `due` last: should it fail
-half-way, the session still has its promise. `lost` is the agent whose last attempt
-at a turn lapsed, or ''. ]]
+half-way, the session still has its promise. `lapse` is {agent, turn_id, attempt,
+worker, 'queued' | 'failed'} of a turn whose lease lapsed, else empty. ]]
 -- needs: session clock turns ending
 -- rarely: expire retry_or_fail
 
@@ -19,22 +19,20 @@ if s.app == '' then
 end
 if s.reason ~= '' then
   redis.call('ZREM', due, sid)
-  return {'idle', sid, 0, ''}
+  return {'idle', sid, 0, {}}
 end
-if now >= end_ms() then return {'expired', sid, int(expire()), ''} end
+if now >= end_ms() then return {'expired', sid, int(expire()), {}} end
 redis.call('DEL', alarm)
 
-local word, lag_ms, lost = 'idle', 0, ''
+local word, lag_ms, lapse = 'idle', 0, {}
 if s.turn_state == 'running' and s.held_until_ms <= now then
   local turn = turn_of(s.turn)
   word, lag_ms = 'lapsed', now - s.held_until_ms
   turn.lapsed = true
   retry_or_fail(turn, 'AGENT_TIMEOUT', 'The agent stopped answering', 0)
   if turn.state == 'failed' or now >= turn.deadline_ms then stop(turn) end -- else it may go on
-  if turn.state == 'failed' then
-    lost = string.lower(s.agent_id)
-    if s.auto_renew == 1 then renew('turn') end
-  end
+  if turn.state == 'failed' and s.auto_renew == 1 then renew('turn') end
+  lapse = {string.lower(s.agent_id), turn.turn_id, int(turn.attempt), turn.worker, turn.state}
   reckon()
 elseif s.retry_ms > 0 and s.retry_ms <= now then
   s.retry_ms = 0
@@ -44,4 +42,4 @@ local late = warn()
 if late then word, lag_ms = 'warned', late end
 arm(true)
 save()
-return {word, sid, int(lag_ms), lost}
+return {word, sid, int(lag_ms), lapse}
