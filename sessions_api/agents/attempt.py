@@ -169,11 +169,11 @@ class Attempt:
             self._must_ask = False
             if (await self._persist(self._extend)).is_cancelled:
                 return True
-        if not any(self._unsent):
-            return False
-        if self._units_sent:
+        if any(self._unsent) and self._units_sent and not reading.done():
             left_s = self._sign_of_life_s + COALESCE_S - self._loop.time()
             await asyncio.wait([reading], timeout=max(0.0, left_s))
+        if reading.done():
+            return False  # what is left goes with the answer
         return await self._delta()
 
     async def _extend(self) -> Written:
@@ -195,9 +195,12 @@ class Attempt:
             try:
                 return await self._send()
             except DeltaGap as gap:
-                log.warning("draft_rewound", **self._ids, sent=self._units_sent, expected=gap.expected)
-                self._unsent = [after_utf16_units("".join(self._said), gap.expected)]
-                self._units_sent = gap.expected
+                self._rewind(gap)
+
+    def _rewind(self, gap: DeltaGap) -> None:
+        log.warning("draft_rewound", **self._ids, sent=self._units_sent, expected=gap.expected)
+        self._unsent = [after_utf16_units("".join(self._said), gap.expected)]
+        self._units_sent = gap.expected
 
     async def _send(self) -> bool:
         """A repeat must send the same text again, so it is joined first."""
@@ -220,21 +223,32 @@ class Attempt:
         return written.is_cancelled
 
     async def _complete(self) -> None:
-        """The tail first where what was streamed is the answer, so that nothing is missing in it."""
+        """Where what was streamed is the answer, with its tail, so that nothing is missing in it."""
         said, ending = "".join(self._said), self._ending
         content = said if ending.content is None else ending.content
         if utf16_units(content) > MAX_ANSWER_CHARS:
             message = f"The answer exceeds {MAX_ANSWER_CHARS} characters"
             raise AttemptFailed("ANSWER_TOO_LARGE", message, retry=False)
-        if content == said and any(self._unsent) and await self._delta():
-            self._span.event("cancelled")
-            return
         body = answer_body(content, ending)
 
         async def complete() -> Written:
-            return await self._turns.complete(self._session_id, self._turn_id, fence=self._fence, body=body)
+            return await self._turns.complete(
+                self._session_id,
+                self._turn_id,
+                fence=self._fence,
+                body=body,
+                last="".join(self._unsent) if content == said else "",
+                offset=self._units_sent,
+            )
 
-        written = await self._persist(complete)
+        written: Written | None = None
+        while written is None:
+            try:
+                written = await self._persist(complete)
+            except DeltaGap as gap:
+                self._rewind(gap)
+        if content and content == said and not self._units_sent and not written.is_cancelled:
+            self._span.event("first_delta")
         self._span.event("cancelled" if written.is_cancelled else "completed")
         if written.is_end:
             self._span.used(count_answer(metrics.agent(self._definition.agent_id), ending))

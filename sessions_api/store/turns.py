@@ -210,6 +210,8 @@ class Turns:
         body: bytes | None = None,
         around: tuple[bytes, bytes] | None = None,
         is_more: bool = False,
+        last: str = "",
+        offset: int = 0,
         grant: Grant = EVERYTHING,
     ) -> Written:
         """The answer (None: empty) enters the log and ends the turn.
@@ -219,12 +221,24 @@ class Turns:
         two as a JSON string. Where that is nothing the answer is empty, and is
         stored only if there *is more* to it.
 
+        *last*: what of a whole answer was not streamed yet, from *offset* (UTF-16 units)
+        on. Followers hear it as they would by :meth:`delta`, which it saves.
+
         Raises:
             SessionNotFound, SessionExpired, TurnNotFound, TurnLost
+            DeltaGap: *offset* is not where the streamed text ends; nothing was written.
         """
         before, after = around or (body or b"", b"")
-        args = (fence, before, after, int(is_more))
-        return await self._write(COMPLETE, session_id, turn_id, args, grant, "completed")
+        units = utf16_units(last)
+        return await self._write(
+            COMPLETE,
+            session_id,
+            turn_id,
+            (fence, before, after, int(is_more), last, units, offset),
+            grant,
+            "completed",
+            is_first_text=offset == 0 and units > 0,
+        )
 
     async def fail(
         self,

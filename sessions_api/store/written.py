@@ -52,7 +52,7 @@ def read_written(reply: Reply, outcome: Outcome, *, is_first_text: bool = False)
             label = metrics.agent(written.agent_id)
             metrics.TURNS.of(label, ended).inc()
             metrics.TURN_SECONDS.of(label).observe(int(ran_ms) / 1000)
-        elif is_first_text:
+        if is_first_text and word == b"ok":
             metrics.FIRST_DELTA_SECONDS.of(metrics.agent(written.agent_id)).observe(int(ran_ms) / 1000)
     return written
 

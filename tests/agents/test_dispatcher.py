@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from sessions_api.domain.ids import AgentId, SessionId, UserId
 from sessions_api.domain.turns import Answer, ClaimedTurn, Turn
 from sessions_api.store import Store
 from sessions_api.wire.messages import read_body
-from tests.support.replicas import stores
+from tests.support.replicas import facts, stores
 from tests.support.stores import age, opened, say, state_of
 from tests.support.waiters import metric
 from tests.support.waiting import eventually, until
@@ -149,6 +150,22 @@ class TestAnAnswer:
         assert json.loads(bytes(body.metadata)) == {"thought": "hm", "usage": {"inputTokens": 3}}
         assert json.loads(bytes(body.attachments)) == [{"url": "u"}]
         assert metric("sessions_tokens_total", agent=AGENT, kind="input") == tokens + 3
+
+    async def test_that_is_there_at_once_is_one_write(self, redis_url: str) -> None:
+        """Its text is heard all the same."""
+        async with (
+            stores(redis_url, 1) as (store,),
+            dispatching(store, Says("so ", "it is")),
+            facts(store) as heard,
+        ):
+            before = Counter(store.redis.stats.scripts)
+            sid, turn_id = await asked(store)
+            await is_now(store, sid, turn_id, "completed")
+            written = store.redis.stats.scripts - before
+            await until(lambda: "turn.completed" in heard.types.get(sid, []))
+
+        assert (written["delta"], written["complete"]) == (0, 1)
+        assert heard.count(sid)["turn.delta"] == 1
 
     async def test_may_be_another_than_what_was_streamed(self, redis_url: str) -> None:
         async with (

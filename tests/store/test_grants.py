@@ -67,7 +67,7 @@ ARGS: dict[str, Any] = {
     "append": lambda _: ("m", "t", b"{}", "", "", 0),
     "cancel": lambda scene: (scene.turn_id, "user"),
     "claim": lambda _: ("worker", "f" * 16, "m", 1000, 3, AGENT),
-    "complete": lambda scene: (scene.turn_id, scene.fence, b'{"content":"x"}', "", 0),
+    "complete": lambda scene: (scene.turn_id, scene.fence, b'{"content":"x"}', "", 0, "", 0, 0),
     "configure": lambda _: ("op", "", "s", 60_000 * 20, "", "", "", "", "", ""),
     "delta": lambda scene: (scene.turn_id, scene.fence, "so", 2, 0, 100),
     "end": lambda _: (),

@@ -83,6 +83,11 @@ class Scene:
     async def complete(self, body: bytes | None = answer_body("done")) -> Any:
         return await self.store.turns.complete(SID, turn_id(1), fence=self.fence, body=body)
 
+    async def complete_with_last_text(self) -> Any:
+        return await self.store.turns.complete(
+            SID, turn_id(1), fence=self.fence, body=answer_body("so far so good"), last=" so good", offset=6
+        )
+
     async def complete_streamed(self) -> Any:
         around = (b'{"content":', b',"isAgent":true}')
         return await self.store.turns.complete(SID, turn_id(1), fence=self.fence, around=around)
@@ -236,6 +241,7 @@ RUNS: dict[str, tuple[str, str, Act]] = {
     "extend": ("extend", "drafted", lambda s: s.store.turns.extend(SID, turn_id(1), fence=s.fence)),
     "complete": ("complete", "drafted", lambda s: s.complete()),
     "complete with what was streamed": ("complete", "drafted", lambda s: s.complete_streamed()),
+    "complete with its last text": ("complete", "drafted", lambda s: s.complete_with_last_text()),
     "complete empty": ("complete", "running", lambda s: s.complete(None)),
     "complete of a lapsed turn": ("complete", "lapsed", lambda s: s.complete()),
     "complete that ends the session": ("complete", "held", lambda s: s.complete()),

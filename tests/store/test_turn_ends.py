@@ -9,9 +9,9 @@ import pytest
 
 from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.ids import LOCAL_APP, SessionId, TurnId
-from sessions_api.errors import TurnLost, TurnNotFound
+from sessions_api.errors import DeltaGap, TurnLost, TurnNotFound
 from sessions_api.store import Store
-from tests.support.stores import AGENT, Ears, age, claimed, complete, opened, say, state_of
+from tests.support.stores import AGENT, Ears, age, answer_body, claimed, complete, opened, say, state_of
 from tests.support.turns import FIRST_LEASE_MS, LEASE_MS, act, kinds, lapsed, reclaimed, started, turn_of
 
 
@@ -106,6 +106,61 @@ class TestComplete:
         await store.turns.complete(sid, turn.turn_id, fence=turn.fence, around=(b'{"content":', b"}"))
 
         assert await kinds(store, sid) == ["message"]
+
+    async def test_the_last_text_is_heard_before_the_answer(self, store: Store, ears: Ears) -> None:
+        """As by a delta of its own, which it saves."""
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+        await store.turns.delta(sid, turn.turn_id, fence=turn.fence, text="so \U0001f600", offset=0)
+        ears.heard()
+
+        for _ in range(2):
+            await store.turns.complete(
+                sid, turn.turn_id, fence=turn.fence, body=answer_body("so \U0001f600it"), last="it", offset=5
+            )
+
+        delta, answer, completed, *others = [event for event in ears.heard() if event[0] != "wake"]
+        assert delta == ("turn.delta", f"{turn.turn_id} {turn.message_id} 1 5", b"it")
+        assert (answer[0], completed[0]) == ("message.created", "turn.completed")
+        assert "turn.delta" not in [kind for kind, *_ in others]
+        assert json.loads(answer[2])["content"] == "so \U0001f600it"
+        assert (await turn_of(store, taken)).units == 7
+
+    @pytest.mark.parametrize("offset", [1, 3])
+    async def test_last_text_that_does_not_follow_is_refused(
+        self, store: Store, ears: Ears, offset: int
+    ) -> None:
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+        await act(store, "delta", taken)
+        ears.heard()
+
+        with pytest.raises(DeltaGap) as refused:
+            await store.turns.complete(
+                sid, turn.turn_id, fence=turn.fence, body=answer_body("so it"), last="it", offset=offset
+            )
+
+        assert refused.value.expected == 2
+        assert ears.types() == []
+        assert await kinds(store, sid) == ["message"]
+        assert (await turn_of(store, taken)).state == "running"
+
+    async def test_last_text_of_a_lapsed_worker_is_in_its_answer_alone(
+        self, store: Store, ears: Ears
+    ) -> None:
+        """Followers were told that the turn is queued again, and with it to forget the text."""
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+        await act(store, "delta", taken)
+        await age(store, sid, LEASE_MS)
+        await store.alarms.ring(sid)
+        ears.heard()
+
+        await store.turns.complete(
+            sid, turn.turn_id, fence=turn.fence, body=answer_body("so it"), last=" it", offset=2
+        )
+
+        assert ears.types()[:2] == ["message.created", "turn.completed"]
 
     async def test_the_next_turn_is_ready_in_the_same_step(self, store: Store, ears: Ears) -> None:
         taken = await started(store)

@@ -83,6 +83,19 @@ class TestCounts:
 
         assert metric("sessions_first_delta_seconds_count", agent=AGENT) == before + 1
 
+    async def test_the_first_text_may_come_with_the_answer(self, store: Store) -> None:
+        taken = await started(store)
+        sid, turn = SessionId(taken.session_id), taken.turn
+        before = metric("sessions_first_delta_seconds_count", agent=AGENT), turns("completed")
+
+        for _ in range(2):
+            await store.turns.complete(
+                sid, turn.turn_id, fence=turn.fence, body=answer_body("so"), last="so", offset=0
+            )
+
+        assert metric("sessions_first_delta_seconds_count", agent=AGENT) == before[0] + 1
+        assert turns("completed") == before[1] + 1
+
     async def test_an_answer_that_is_too_large_is_a_failure(self, store: Store) -> None:
         taken = await started(store)
         before = turns("failed")
