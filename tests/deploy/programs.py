@@ -111,7 +111,7 @@ def answers(url: str, status: int = 200) -> bool:
 class HAProxy(Program):
     """deploy/haproxy/haproxy.cfg, as it stands, before these *replicas* (``host:port``).
 
-    *edits*, old → new: for the lines that stand in it as comments.
+    *edits*, old → new: for the lines that stand in it as comments, and times that are too long to wait for.
     """
 
     def __init__(
@@ -159,11 +159,16 @@ def edited(text: str, edits: Mapping[str, str]) -> str:
 
 
 def nginx_files(
-    folder: Path, replicas: Sequence[str], port: int, edits: Mapping[str, str] | None = None
+    folder: Path,
+    replicas: Sequence[str],
+    port: int,
+    edits: Mapping[str, str] | None = None,
+    times: Mapping[str, str] | None = None,
 ) -> Path:
     """deploy/nginx/nginx.conf as it stands, beside it the other two with these addresses; its path.
 
-    *edits*, old → new: for the lines that stand in ``listen.conf`` as comments.
+    *edits*, old → new: for the lines that stand in ``listen.conf`` as comments. *times*: for those in
+    ``nginx.conf`` that are too long to wait for.
     """
     for name in ("nginx.conf", "replicas.conf", "listen.conf"):
         shutil.copy(DEPLOY / "nginx" / name, folder)
@@ -171,23 +176,35 @@ def nginx_files(
         f"server api-{number}:3000 ": f"server {address} " for number, address in enumerate(replicas, start=1)
     }
     addresses = {"listen 3000;": f"listen 127.0.0.1:{port};"} | dict(edits or {})
-    for name, edits_here in (("replicas.conf", servers), ("listen.conf", addresses)):
+    for name, edits_here in (
+        ("replicas.conf", servers),
+        ("listen.conf", addresses),
+        ("nginx.conf", dict(times or {})),
+    ):
         (folder / name).write_text(edited((folder / name).read_text(), edits_here))
     return folder / "nginx.conf"
 
 
 class Nginx(Program):
-    """deploy/nginx/nginx.conf, as it stands, before these *replicas* (``host:port``)."""
+    """deploy/nginx/nginx.conf, as it stands, before these *replicas* (``host:port``).
+
+    *edits* and *times*: see :func:`nginx_files`.
+    """
 
     stop_signal = signal.SIGTERM  # at once; SIGQUIT would wait for streams
 
     def __init__(
-        self, folder: Path, replicas: Sequence[str], *, edits: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        replicas: Sequence[str],
+        *,
+        edits: Mapping[str, str] | None = None,
+        times: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(folder, "nginx")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._file = nginx_files(folder, replicas, self.port, edits)
+        self._file = nginx_files(folder, replicas, self.port, edits, times)
 
     def command(self) -> Sequence[str]:
         # As root it would give its workers to nobody, who may not enter a test's folder.

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 
+import httpx2
 import pytest
 import uvicorn
 
@@ -16,7 +21,7 @@ from sessions_api.live.sse import BEAT_S
 from sessions_api.settings import Settings
 from tests.deploy.compose import services
 from tests.deploy.deployed import DEPLOY
-from tests.deploy.programs import checked, missing, nginx_files
+from tests.deploy.programs import HAProxy, Nginx, checked, missing, nginx_files, until
 
 HAPROXY = (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
 NGINX = (DEPLOY / "nginx" / "nginx.conf").read_text()
@@ -141,3 +146,114 @@ class TestRepeats:
         assert set(reasons.split()) == {"conn-failure", "empty-response", "503"}
 
         assert "non_idempotent" not in NGINX + INGRESS
+
+
+class Replica(ThreadingHTTPServer):
+    """Runs from entering to leaving, ready until told otherwise.
+
+    It hangs up on who asks for ``/broken``, and says nothing to who asks for ``/silent``.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.is_ready = True
+        self.is_over = threading.Event()
+        super().__init__(("127.0.0.1", 0), _Answer)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.is_over.set()
+        self.shutdown()
+        self.server_close()
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Replica
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if self.path == "/silent":
+            self.server.is_over.wait(30)
+        elif self.path != "/broken":
+            self.send_response(200 if self.server.is_ready else 503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def errors_of_their_own() -> dict[int, str]:
+    """Status → code, as deploy/README.md promises them."""
+    page = (DEPLOY / "README.md").read_text()
+    [line] = re.findall(r"^- \*\*Errors of its own\*\* (.+)$", page, re.MULTILINE)
+    assert "`Retry-After`" in line
+    return {int(status): code for status, code in re.findall(r"(\d{3}) `([A-Z_]+)`", line)}
+
+
+@pytest.mark.skipif(bool(missing("haproxy", "nginx")), reason=missing("haproxy", "nginx"))
+class TestErrorsOfTheirOwn:
+    """Each is asked for, by a replica that earns it, from the deployed file with one time made short."""
+
+    @pytest.fixture
+    def replica(self) -> Iterator[Replica]:
+        with Replica() as replica:
+            yield replica
+
+    @pytest.fixture(params=["haproxy", "nginx"])
+    def balancer(
+        self, request: pytest.FixtureRequest, replica: Replica, tmp_path: Path
+    ) -> Iterator[HAProxy | Nginx]:
+        addresses = [replica.address] * 3
+        balancer = (
+            HAProxy(tmp_path / "haproxy", addresses, edits={"timeout server 330s": "timeout server 500ms"})
+            if request.param == "haproxy"
+            else Nginx(
+                tmp_path / "nginx", addresses, times={"proxy_read_timeout 330s": "proxy_read_timeout 500ms"}
+            )
+        )
+        with balancer:
+            yield balancer
+
+    @staticmethod
+    def told(balancer: HAProxy | Nginx, method: str, path: str) -> tuple[int, str]:
+        """Status and code; the rest is as of every error of theirs."""
+        reply = httpx2.request(method, balancer.url + path, timeout=20, trust_env=False)
+
+        assert reply.headers["content-type"] == "application/json"
+        assert int(reply.headers["retry-after"]) >= 1
+        error = reply.json()["error"]
+        assert error["retryable"] is True
+        assert error["message"]
+        return reply.status_code, error["code"]
+
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    @pytest.mark.parametrize("path, status", [("/broken", 502), ("/silent", 504)])
+    def test_say_when_to_come_again(
+        self, balancer: HAProxy | Nginx, method: str, path: str, status: int
+    ) -> None:
+        assert self.told(balancer, method, path) == (status, errors_of_their_own()[status])
+
+    def test_say_so_too_where_no_replica_is_there(self, balancer: HAProxy | Nginx, replica: Replica) -> None:
+        """HAProxy knows; nginx asks, and finds nobody."""
+        status = 503 if isinstance(balancer, HAProxy) else 502
+        replica.is_ready = False
+        if isinstance(balancer, HAProxy):
+            until(lambda: balancer.ready_replicas() == 0, "HAProxy finds none ready")
+        replica.shutdown()
+        replica.server_close()
+
+        assert self.told(balancer, "GET", "/") == (status, errors_of_their_own()[status])
+
+    def test_are_all_tried(self) -> None:
+        assert errors_of_their_own().keys() == {502, 503, 504}

@@ -24,10 +24,12 @@ from sessions_api.store.keys import Keyspace
 from tests.deploy.compose import VARIANTS, compose, health_command, image, image_environment, services
 from tests.deploy.container import Container, image_of_the_service, why_not
 from tests.deploy.deployed import CHECKOUT, DEPLOY
+from tests.deploy.programs import checked, missing
 from tests.support.client import BASE, eventually, some_id
 from tests.support.ports import free_port
 from tests.support.servers import binaries
 
+OS = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
 PASSWORD = "5f4dcc3b5aa765d61d8327deb882cf99"
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=[name or "one-redis" for name in VARIANTS])
 each_service = pytest.mark.parametrize(
@@ -142,6 +144,38 @@ class TestTheFile:
         published = {name: each["ports"] for name, each in services().items() if "ports" in each}
 
         assert published == {"balancer": ["127.0.0.1:3000:3000"], "grafana": ["127.0.0.1:3001:3000"]}
+
+
+class TestTheReadme:
+    def test_says_which_programs_are_the_tests_and_which_the_images(self) -> None:
+        """The second column has the images' versions."""
+        text = (DEPLOY / "README.md").read_text()
+        rows = re.findall(r"^\| (\w+) \| ([\d.]+|none) \| (.+) \|$", text, re.MULTILINE)
+        said = {name.lower(): version for name, version, _ in rows}
+        images = " ".join(each["image"] for each in services().values())
+
+        assert said == dict(re.findall(r"([a-z]+):v?([\d.]+)", images)) | {"nginx": "none"}
+
+    @pytest.mark.skipif("bookworm" not in OS, reason="other versions than Debian 12 has")
+    @pytest.mark.parametrize(
+        "program, told", [("haproxy", "-v"), ("nginx", "-v"), ("prometheus", "--version")]
+    )
+    def test_says_what_the_tests_ran(self, program: str, told: str) -> None:
+        if missing(program):
+            pytest.skip(missing(program))
+        text = (DEPLOY / "README.md").read_text()
+        [said] = re.findall(rf"^\| {program} \| \S+ \| ([\d.]+)", text, re.MULTILINE | re.IGNORECASE)
+        ran = checked(program, told)
+
+        assert re.search(rf"(version |/){re.escape(said)}\.", ran.stdout + ran.stderr)
+
+    def test_says_how_many_sessions_a_gigabyte_holds(self) -> None:
+        """To a tenth, by the published figure."""
+        page = (CHECKOUT / "docs" / "operations.md").read_text()
+        [each] = re.findall(r"^\| a live session, .+? \| ([\d,]+) B \|", page, re.MULTILINE)
+        [count] = re.findall(r"about ([\d,]+) idle sessions", (DEPLOY / "README.md").read_text())
+
+        assert int(count.replace(",", "")) == pytest.approx(2**30 / int(each.replace(",", "")), rel=0.1)
 
 
 @each_service

@@ -14,6 +14,7 @@ import yaml
 
 from tests.deploy.compose import services
 from tests.deploy.deployed import DEPLOY
+from tests.deploy.labels import grouped_by_nothing, strange
 from tests.deploy.test_rules import rules, unknown
 
 FOLDER = DEPLOY / "grafana"
@@ -81,6 +82,13 @@ class TestTheDashboard:
                 assert unknown(target["expr"]) == set(), target
                 assert set(re.findall(r"\bsessions:[\w:]+", target["expr"])) <= recorded
                 assert set(re.findall(r"\[(.*?)\]", target["expr"])) <= {"$__rate_interval"}
+
+    def test_asks_only_for_labels_and_values_that_there_are(self) -> None:
+        """A panel of a misspelt one would say that nothing happens."""
+        for panel in panels():
+            for target in panel["targets"]:
+                assert strange(target["expr"]) == set(), target
+                assert grouped_by_nothing(target["expr"]) == set(), target
 
 
 class TestProvisioning:

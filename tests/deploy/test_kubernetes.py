@@ -118,6 +118,16 @@ class TestTheFiles:
         settings = {name: value for name, value in one("ConfigMap")["data"].items() if "FILE" not in name}
         assert Settings.from_env(settings).trusted_proxies
 
+    def test_bind_nobody_to_one_ingress_controller(self) -> None:
+        """What only one understands is in annotations, which others pass over, and the file says so."""
+        ingress = one("Ingress")
+
+        assert ingress["apiVersion"] == "networking.k8s.io/v1"
+        assert {name.split("/")[0] for name in ingress["metadata"]["annotations"]} == {
+            "nginx.ingress.kubernetes.io"
+        }
+        assert "  # Optional: for ingress-nginx alone" in (FOLDER / "ingress.yaml").read_text()
+
     def test_hold_no_secret(self) -> None:
         assert not [kind for kind, _ in manifests() if kind == "Secret"]
         assert container()["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "sessions-api"

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from sessions_api.cli.doctor import server
+from sessions_api.cli.doctor.look import look
 from sessions_api.embedded import OPTIONS
-from tests.deploy.deployed import DEPLOY, DeployedRedis
+from sessions_api.store import Redis
+from sessions_api.store.inspection import servers_of
+from tests.deploy.deployed import CHECKOUT, DEPLOY, DeployedRedis
+from tests.support.client import eventually
 from tests.support.ports import free_port
 from tests.support.servers import OPTIONS as TESTED
 from tests.support.servers import binaries
 
 OURS_ALONE = {"bind", "protected-mode"}
 RENAMED = {"hash-max-ziplist-value": "hash-max-listpack-value"}
+WORSE = {
+    "protected-mode": "yes",
+    "appendonly": "no",
+    "appendfsync": "no",
+    "aof-load-truncated": "no",
+    "save": "900 1",
+    "maxmemory-policy": "allkeys-lru",
+    "notify-keyspace-events": "",
+    "hash-max-ziplist-value": "64",
+    "stream-node-max-bytes": "4096",
+}
+"""Each setting as it should not be, but ``bind``, which is the test's own."""
+OF_THE_MOMENT = {"latency", "clock", "fork", "fragmentation"}
 OF_ITS_PROCESS = {"port", "unixsocketperm", "daemonize", "logfile"}
 
 
@@ -53,6 +72,42 @@ def test_is_what_the_server_does(deployed: DeployedRedis) -> None:
         assert sorted(told.decode()) == sorted(value), (
             name
         )  # the server orders a setting's letters as it likes
+
+
+def said_of_doctor() -> tuple[set[str], set[str]]:
+    """What docs/operations.md says that doctor looks at, and what not."""
+    page = (CHECKOUT / "docs" / "operations.md").read_text()
+    [looks, not_at] = re.findall(r"Of it `doctor` looks at (.+); not at (.+)\.\n", page)[0]
+    first, second = (set(re.findall(r"`([\w-]+)`", text)) & written().keys() for text in (looks, not_at))
+    return first, second
+
+
+async def verdicts(deployed: DeployedRedis) -> dict[str, str]:
+    """What doctor finds, as the service's own user; but for what depends on the moment."""
+    async with Redis.from_url(deployed.url) as redis:
+        [alone] = await servers_of(redis)
+        found = server.examine(await look(alone))
+        return {each.check: each.verdict for each in found if each.check not in OF_THE_MOMENT}
+
+
+async def test_doctor_sees_what_is_said_and_no_more(deployed: DeployedRedis) -> None:
+    """Each setting made worse in turn: some are found, the others are named as not looked at."""
+    looked_at, passed_over = said_of_doctor()
+    assert looked_at | passed_over == written().keys()
+    assert WORSE.keys() == written().keys() - {"bind"}
+
+    well, noticed = await verdicts(deployed), set()
+    for name, worse in WORSE.items():
+        deployed.inspect("CONFIG", "SET", name, worse)
+        try:
+            if await verdicts(deployed) != well:
+                noticed.add(name)
+        finally:
+            deployed.inspect("CONFIG", "SET", name, written()[name])
+    eventually(lambda: not deployed.inspect("INFO", "persistence")["aof_rewrite_in_progress"])
+
+    assert noticed == looked_at
+    assert await verdicts(deployed) == well
 
 
 def test_keeps_what_was_acknowledged(deployed: DeployedRedis) -> None:

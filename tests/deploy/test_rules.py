@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
+from sessions_api.wire.problems import TABLE
 from tests.deploy.compose import services
 from tests.deploy.deployed import CHECKOUT, DEPLOY
+from tests.deploy.labels import documented, grouped_by_nothing, strange
 from tests.deploy.programs import checked, edited, missing
 
 FOLDER = DEPLOY / "prometheus"
 METRIC = re.compile(r"\b((?:sessions|process|haproxy)_\w+)\b")
+NOT_OURS = {"DRAINING", "AGENT_UNAVAILABLE", "AGENT_FAILED", "AGENT_TIMEOUT"}
+"""Of 500 and more, and no fault of the service: another replica answers, or the agent does not."""
 OTHERS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"}
 """Of the Python client; the stack's test sees each of them, and HAProxy's, with values."""
 needs_promtool = pytest.mark.skipif(bool(missing("promtool")), reason=missing("promtool"))
@@ -37,21 +41,10 @@ def scenarios() -> list[dict[str, Any]]:
     return tests
 
 
-def documented() -> set[str]:
-    """The names of docs/metrics.md, a histogram's with the series that it becomes."""
-    rows = re.findall(
-        r"^\| `(sessions_\w+)` \| (\w+) \|", (CHECKOUT / "docs" / "metrics.md").read_text(), re.MULTILINE
-    )
-    series = {
-        f"{name}{end}" for name, kind in rows if kind == "histogram" for end in ("_bucket", "_sum", "_count")
-    }
-    return {name for name, _ in rows} | series
-
-
 def unknown(expression: str) -> set[str]:
     """The metrics in it that nobody exports."""
     named = {name for name in METRIC.findall(expression) if not name.startswith("haproxy_")}
-    return named - documented() - OTHERS
+    return named - documented().keys() - OTHERS
 
 
 class TestTheFiles:
@@ -129,6 +122,39 @@ class TestEachAlert:
 
         assert used <= recorded
 
+    def test_asks_only_for_labels_and_values_that_there_are(self) -> None:
+        """A misspelt one matches nothing, and its alert would be quiet for ever."""
+        for name in ("rules.yml", "alerts.yml"):
+            for rule in rules(name):
+                assert strange(rule["expr"]) == set(), rule
+                assert grouped_by_nothing(rule["expr"]) == set(), rule
+
+    def test_is_shown_by_series_that_there_are(self) -> None:
+        """A scenario of a series that nobody exports shows nothing."""
+        for scenario in scenarios():
+            for series in scenario["input_series"]:
+                assert strange(series["series"]) == set(), scenario["name"]
+
+    @pytest.mark.parametrize(
+        "query, label, value",
+        [
+            ('sessions_followers_cut_total{code="4409"}', "code", "4409"),
+            ('sessions_errors_total{code=~"STORAGE_FULL|STORAGE_GONE"}', "code", "STORAGE_GONE"),
+            ('sessions_errors_total{kind="INTERNAL_ERROR"}', "kind", "INTERNAL_ERROR"),
+            ('sessions_turns_total{agent="x", outcome=~"failed|lapsed"}', "outcome", "lapsed"),
+            ('sessions_alarms_total{trigger="expired"}', "trigger", "expired"),
+            ('sessions_redis_errors_total{kind!~"losses|timeout"}', "kind", "timeout"),
+            ('sessions_redis_errors_total{line="command"}', "line", "command"),
+            ('sessions_limited_total{policy!="follower"}', "policy", "follower"),
+            ('sessions_request_seconds_bucket{route!~".*/(messages|expand)"}', "route", ".*/expand"),
+            ('sessions_replicas_differing{what="release"}', "what", "release"),
+            ('up{job="sessions"}', "job", "sessions"),
+            ('haproxy_backend_active_servers{proxy="apis"}', "proxy", "apis"),
+        ],
+    )
+    def test_is_found_out_where_a_label_or_value_is_none(self, query: str, label: str, value: str) -> None:
+        assert {(each.label, each.value) for each in strange(query)} == {(label, value)}
+
     def test_says_what_it_means_and_where_to_read_on(self) -> None:
         for name, rule in alerts().items():
             told = rule["annotations"]
@@ -155,3 +181,35 @@ class TestEachAlert:
             shown = "".join(f'{label}="{value}"' for label, value in labels.items())
             series = f"{metric}{{{shown}}}" if shown else metric
             assert f"\n{series} 0.0\n" in page, name
+
+
+class TestTheRatioOfErrors:
+    """``sessions:errors:rate5m``, whose codes are the service's own faults."""
+
+    @staticmethod
+    def codes() -> list[str]:
+        [rule] = [rule for rule in rules("rules.yml") if rule["record"] == "sessions:errors:rate5m"]
+        [codes] = re.findall(r'code=~"([A-Z_|]+)"', rule["expr"])
+        return str(codes).split("|")
+
+    def test_has_every_code_of_500_and_more_but_those_that_say_why_not(self) -> None:
+        served = {
+            "INTERNAL_ERROR" if row.status == 500 else kind.code
+            for kind, row in TABLE.items()
+            if row.status >= 500
+        }
+
+        assert served >= NOT_OURS
+        assert set(self.codes()) == served - NOT_OURS
+
+    def test_is_told_by_its_codes(self) -> None:
+        """In the alert, in its paragraph, and in the dashboard's panel."""
+        [*first, last] = self.codes()
+        listed = f"{', '.join(first)} and {last} over all requests"
+        dashboard = (DEPLOY / "grafana" / "dashboards" / "sessions.json").read_text()
+        page = (CHECKOUT / "docs" / "operations.md").read_text()
+        [look] = re.findall(r"### SessionsErrorRatioHigh\n\n.+\n\n(.+)", page)
+
+        assert listed in alerts()["SessionsErrorRatioHigh"]["annotations"]["description"]
+        assert listed in dashboard
+        assert set(re.findall(r"`([A-Z_]+)`", look)) == set(self.codes())
