@@ -1,6 +1,7 @@
 """One attempt at a turn: what the connector says becomes deltas, then the answer.
 
-The first piece leaves at once, later ones at most every 30 ms. The lease (10 s,
+The first piece leaves at once, later ones at most every 30 ms; what is left when the
+agent has ended goes with the answer. The lease (10 s,
 30 s from the first delta or extension on) is extended while the connector is
 silent. Redis away for a while loses nothing: what is unsent is kept and sent
 again, at the same offset, until the attempt's deadline. A stop hint makes it ask
@@ -10,9 +11,8 @@ at once whether the turn was ended, and closes the connector if so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -43,11 +43,19 @@ from sessions_api.telemetry.tracing import OFF, Tracing
 from sessions_api.wire.messages import answer_body
 
 COALESCE_S: Final = 0.030
+TAIL_CHARS: Final = 4_096
+"""So much text goes with the answer. More goes before it: a follower has to take both from one message."""
 FIRST_EXTEND_S: Final = 3.0
 EXTEND_S: Final = 10.0
 RETRY_S: Final = 0.5
 
 log = structlog.get_logger(__name__)
+
+
+class Write(Protocol):
+    """A write that may be repeated. *was_tried*: an earlier call of it may have been done."""
+
+    async def __call__(self, *, was_tried: bool) -> Written: ...
 
 
 class Attempt:
@@ -176,7 +184,7 @@ class Attempt:
             return False  # what is left goes with the answer
         return await self._delta()
 
-    async def _extend(self) -> Written:
+    async def _extend(self, *, was_tried: bool) -> Written:  # noqa: ARG002  it counts nothing
         try:
             written = await self._turns.extend(self._session_id, self._turn_id, fence=self._fence)
         except TurnLost as lost:
@@ -209,9 +217,14 @@ class Attempt:
         if not text:
             return False
 
-        async def send() -> Written:
+        async def send(*, was_tried: bool) -> Written:
             return await self._turns.delta(
-                self._session_id, self._turn_id, fence=self._fence, text=text, offset=self._units_sent
+                self._session_id,
+                self._turn_id,
+                fence=self._fence,
+                text=text,
+                offset=self._units_sent,
+                was_tried=was_tried,
             )
 
         written = await self._persist(send)
@@ -229,9 +242,12 @@ class Attempt:
         if utf16_units(content) > MAX_ANSWER_CHARS:
             message = f"The answer exceeds {MAX_ANSWER_CHARS} characters"
             raise AttemptFailed("ANSWER_TOO_LARGE", message, retry=False)
+        if content == said and sum(map(len, self._unsent)) > TAIL_CHARS and await self._delta():
+            self._span.event("cancelled")
+            return
         body = answer_body(content, ending)
 
-        async def complete() -> Written:
+        async def complete(*, was_tried: bool) -> Written:
             return await self._turns.complete(
                 self._session_id,
                 self._turn_id,
@@ -239,6 +255,7 @@ class Attempt:
                 body=body,
                 last="".join(self._unsent) if content == said else "",
                 offset=self._units_sent,
+                was_tried=was_tried,
             )
 
         written: Written | None = None
@@ -270,12 +287,14 @@ class Attempt:
         self._must_ask = True
         self._news.set()
 
-    async def _persist(self, write: Callable[[], Awaitable[Written]]) -> Written:
+    async def _persist(self, write: Write) -> Written:
         """Repeat a write while Redis is away or full; the attempt's deadline ends it."""
+        was_tried = False
         while True:
             try:
-                return await write()
+                return await write(was_tried=was_tried)
             except StorageError as error:
+                was_tried = True
                 log.warning("turn_write_repeated", **self._ids, code=error.code)
                 await asyncio.sleep(RETRY_S)
 

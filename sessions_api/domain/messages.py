@@ -88,4 +88,6 @@ def utf16_units(text: str) -> int:
 
 def after_utf16_units(text: str, units: int) -> str:
     """What of *text* comes after so many UTF-16 units; not to be asked for in the middle of a pair."""
+    if text.isascii():
+        return text[units:]
     return text.encode("utf-16-le", "surrogatepass")[2 * units :].decode("utf-16-le", "surrogatepass")

@@ -7,7 +7,7 @@ all; where a piece is missing, :meth:`Spoken.hear` says so, and the draft is rea
 from __future__ import annotations
 
 from sessions_api.domain.ids import MessageId, TurnId
-from sessions_api.domain.messages import LogEntry, utf16_units
+from sessions_api.domain.messages import LogEntry, after_utf16_units, utf16_units
 from sessions_api.domain.turns import Draft, Turn
 from sessions_api.live.events import Event
 from sessions_api.live.outcomes import Chunk, Restart
@@ -50,7 +50,7 @@ class Spoken:
         self._read_ms = now_ms
         parts = self._begin(draft.turn_id, draft.message_id, draft.attempt)
         if draft.units > self._units:
-            parts.append(self._say(draft.turn_id, _after(draft.text, self._units)))
+            parts.append(self._say(draft.turn_id, after_utf16_units(draft.text, self._units)))
         return parts
 
     def is_other(self, answer: LogEntry | None) -> bool:
@@ -95,10 +95,3 @@ class Spoken:
         self._pieces.append(text)
         self._units += utf16_units(text)
         return chunk
-
-
-def _after(text: str, units: int) -> str:
-    """*text* from UTF-16 unit *units* on."""
-    if text.isascii():
-        return text[units:]
-    return text.encode("utf-16-le", "surrogatepass")[2 * units :].decode("utf-16-le", "replace")

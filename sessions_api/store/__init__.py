@@ -1,7 +1,8 @@
 """State in Redis: the only floor that speaks to it.
 
-Start at ``keys.py`` (every key), then ``scripts.py`` and ``lua/`` (every
-transition), then the stores: sessions, listing, log, turns, alarms, replicas, agents, attendance,
+Start at ``keys.py`` (every key) and ``state.py`` (what a session's has), then ``lua/``
+(every transition), ``loader.py`` and ``scripts.py`` (how they are put together, and run),
+then the stores: sessions, listing, log, turns, alarms, replicas, agents, attendance,
 signing keys, uses of access keys, limits.
 """
 

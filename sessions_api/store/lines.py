@@ -114,7 +114,7 @@ class Wire(asyncio.Protocol):
         transport.set_protocol(self)
 
     def write(self, packed: bytes) -> None:
-        """Queue one command; it leaves at the end of this tick, with all that is queued by then."""
+        """Queue one command; it leaves at the end of this tick at the latest, with what is queued by then."""
         if not self._is_leaving:
             self._is_leaving = True
             self._loop.call_soon(self._end_tick)

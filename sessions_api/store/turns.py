@@ -171,9 +171,12 @@ class Turns:
         fence: str,
         text: str,
         offset: int,
+        was_tried: bool = False,
         grant: Grant = EVERYTHING,
     ) -> Written:
         """Append *text* at *offset* (UTF-16 units) of the running answer.
+
+        *was_tried*: an earlier call of the same may have done it, and nobody counted it.
 
         Raises:
             SessionNotFound, SessionExpired, TurnNotFound, TurnLost
@@ -188,6 +191,7 @@ class Turns:
             (fence, text, units, offset, MAX_ANSWER_CHARS),
             grant,
             is_first_text=offset == 0 and units > 0,
+            was_tried=was_tried,
         )
 
     async def extend(
@@ -212,6 +216,7 @@ class Turns:
         is_more: bool = False,
         last: str = "",
         offset: int = 0,
+        was_tried: bool = False,
         grant: Grant = EVERYTHING,
     ) -> Written:
         """The answer (None: empty) enters the log and ends the turn.
@@ -221,8 +226,9 @@ class Turns:
         two as a JSON string. Where that is nothing the answer is empty, and is
         stored only if there *is more* to it.
 
-        *last*: what of a whole answer was not streamed yet, from *offset* (UTF-16 units)
-        on. Followers hear it as they would by :meth:`delta`, which it saves.
+        *last*: what of the answer in *body* was not streamed yet, from *offset* (UTF-16
+        units) on. Followers hear it as they would by :meth:`delta`, which it saves.
+        *was_tried*: as there.
 
         Raises:
             SessionNotFound, SessionExpired, TurnNotFound, TurnLost
@@ -238,6 +244,7 @@ class Turns:
             grant,
             "completed",
             is_first_text=offset == 0 and units > 0,
+            was_tried=was_tried,
         )
 
     async def fail(
@@ -283,8 +290,11 @@ class Turns:
         outcome: Outcome = "",
         *,
         is_first_text: bool = False,
+        was_tried: bool = False,
     ) -> Written:
         reply = await self._scripts.run_noting_repeats(script, session_id, grant, turn_id, *args)
+        if was_tried:
+            reply = reply._replace(repeated=True)
         value = self._scripts.checked(script, session_id, reply.value)
         written = read_written(reply, outcome, is_first_text=is_first_text)
         if value[0] == b"large":

@@ -71,7 +71,7 @@ TURN_SECONDS = Histogram(
     "sessions_turn_seconds", "From a turn's claim to its outcome.", "agent", buckets=TURN_S
 )
 FIRST_DELTA_SECONDS = Histogram(
-    "sessions_first_delta_seconds", "From a turn's claim to its first delta.", "agent", buckets=TURN_S
+    "sessions_first_delta_seconds", "From a turn's claim to its first text stored.", "agent", buckets=TURN_S
 )
 WAITING_WORKERS = gauge("sessions_waiting_workers", "Open claim requests of workers that wait for a turn.")
 TOKENS = Counter("sessions_tokens_total", "Tokens that agents said they used.", "agent", "kind")
@@ -108,7 +108,14 @@ REPLICAS_DIFFERING = gauge(
 LOOP_FAILURES = Counter("sessions_loop_failures_total", "Failures that a background loop got over.", "loop")
 
 # What an alert waits for the first of.
-for _code in ("INTERNAL_ERROR", "STORAGE_UNAVAILABLE", "STORAGE_FULL", "OVERLOADED", "AGENT_UNAVAILABLE"):
+for _code in (
+    "INTERNAL_ERROR",
+    "STORAGE_UNAVAILABLE",
+    "STORAGE_FULL",
+    "NOT_REPLICATED",
+    "OVERLOADED",
+    "AGENT_UNAVAILABLE",
+):
     ERRORS.begin(_code)
 for _policy in ("backlog", "followers"):
     LIMITED.begin(_policy)

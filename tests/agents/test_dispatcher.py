@@ -20,7 +20,9 @@ from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import AgentId, SessionId, UserId
 from sessions_api.domain.turns import Answer, ClaimedTurn, Turn
+from sessions_api.errors import StorageUnavailable
 from sessions_api.store import Store
+from sessions_api.store.connection import Reply, Script
 from sessions_api.wire.messages import read_body
 from tests.support.replicas import facts, stores
 from tests.support.stores import age, opened, say, state_of
@@ -167,6 +169,40 @@ class TestAnAnswer:
         assert (written["delta"], written["complete"]) == (0, 1)
         assert heard.count(sid)["turn.delta"] == 1
 
+    async def test_that_is_long_follows_its_text(self, redis_url: str) -> None:
+        """Both in one message might be more than a follower's queue has room for."""
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says("x" * 5_000)):
+            before = Counter(store.redis.stats.scripts)
+            sid, turn_id = await asked(store)
+            await is_now(store, sid, turn_id, "completed")
+            written = store.redis.stats.scripts - before
+
+        assert (written["delta"], written["complete"]) == (1, 1)
+
+    async def test_is_counted_also_if_its_reply_is_lost_for_good(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next call finds it done, and is the first to know."""
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says("so")):
+            scripts = store.turns._scripts
+            run = scripts.run_noting_repeats
+            lost: list[Reply] = []
+
+            async def losing(script: Script, *args: Any) -> Reply:
+                reply = await run(script, *args)
+                if script.name == "complete" and not lost:
+                    lost.append(reply)
+                    raise StorageUnavailable("no answer within the deadline")
+                return reply
+
+            monkeypatch.setattr(scripts, "run_noting_repeats", losing)
+            before = metric("sessions_turns_total", agent=AGENT, outcome="completed")
+            await asked(store)
+            await until(
+                lambda: metric("sessions_turns_total", agent=AGENT, outcome="completed") == before + 1
+            )
+            assert lost
+
     async def test_may_be_another_than_what_was_streamed(self, redis_url: str) -> None:
         async with (
             stores(redis_url, 1) as (store,),
@@ -201,9 +237,12 @@ class TestAnAnswer:
             sid, turn_id = await asked(store)
             await is_now(store, sid, turn_id, "completed")
 
-    async def test_of_which_a_failover_lost_the_end_is_sent_on_from_there(self, redis_url: str) -> None:
-        """Nothing is missing, and the agent is not asked again."""
-        connector = SaysSlowly("so \U0001f600", "it ", "is")
+    @pytest.mark.parametrize("rest", [[], [" so"]])
+    async def test_of_which_a_failover_lost_the_end_is_sent_on_from_there(
+        self, redis_url: str, rest: list[str]
+    ) -> None:
+        """Nothing is missing, and the agent is not asked again: with the answer, or before it."""
+        connector = SaysSlowly("so \U0001f600", "it ", "is", *rest)
         async with stores(redis_url, 1) as (store,), dispatching(store, connector):
             sid, turn_id = await asked(store)
             redis = store.redis
@@ -220,10 +259,13 @@ class TestAnAnswer:
             await redis.command(b"HSET", record, turn_id, before[0])
             await redis.command(b"SET", draft, before[1])
             connector.go_on()
+            for _ in rest:
+                await eventually(lambda: has_arrived("so \U0001f600it is"))
+                connector.go_on()
             turn = await is_now(store, sid, turn_id, "completed")
             body = await answer_of(store, sid, turn_id)
 
-        assert body.content == "so \U0001f600it is"
+        assert body.content == "so \U0001f600it is" + "".join(rest)
         assert (turn.attempt, connector.calls) == (1, 1)
 
     @pytest.mark.parametrize("pieces", [("x" * 60_000, "y" * 60_000), (Answer(content="🌍" * 50_001),)])

@@ -101,6 +101,17 @@ class TestConfigure:
 
         assert again.config_version == 2
 
+    async def test_the_same_op_again_tells_that_the_deadline_moved(self, store: Store) -> None:
+        """Whichever of the two replies arrives, the move is counted."""
+        sid, op = (await opened(store)).session_id, new_op_id()
+        change = ConfigChange(timeout_ms=("s", 10 * MINUTE_MS))
+        before = metric("sessions_renewals_total", by="config")
+
+        for _ in range(2):
+            await store.sessions.configure(sid, grant=LOCAL_APP, op=op, change=change)
+
+        assert metric("sessions_renewals_total", by="config") == before + 2
+
     async def test_widening_the_threshold_past_now_warns_at_once(self, store: Store, ears: Ears) -> None:
         session = await opened(store)
         await age(store, session.session_id, 10 * MINUTE_MS)

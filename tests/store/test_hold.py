@@ -84,7 +84,8 @@ class TestHold:
         held = await store.sessions.read(sid, grant=EVERYTHING)
         assert held.held_until_ms == held.created_ms + 25_000
         await age(store, sid, 25_000)
-        assert (await store.alarms.ring(sid)).outcome == "expired"
+        rung = await store.alarms.ring(sid)
+        assert (rung.outcome, rung.lapse) == ("expired", None)  # its worker did nothing wrong
 
         with pytest.raises(SessionExpired) as error:
             await store.sessions.read(sid, grant=LOCAL_APP)
@@ -102,4 +103,8 @@ class TestHold:
 
         taken = await started(store, config=TimeoutConfig(5_000, False, MINUTE_MS, 1_000))
         await age(store, SessionId(taken.session_id), FIRST_LEASE_MS)
-        assert (await store.alarms.ring(SessionId(taken.session_id))).outcome == "expired"
+        rung = await store.alarms.ring(SessionId(taken.session_id))
+
+        assert rung.outcome == "expired"
+        assert rung.lapse is not None
+        assert (rung.lapse.turn_id, rung.lapse.became) == (taken.turn.turn_id, "failed")

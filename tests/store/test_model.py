@@ -176,21 +176,32 @@ class Machine(UserSide):
             self.leases[turn_id] = min(model.now + 30 * S, turn.deadline)
             model.warn()
 
-    @rule(data=st.data(), what=st.sampled_from(["content", "nothing", "streamed", "more"]))
+    @rule(data=st.data(), what=st.sampled_from(["content", "nothing", "streamed", "more", "last", "gap"]))
     @precondition(lambda self: self.taken)
     def complete(self, data: st.DataObject, what: str) -> None:
         model = self.model
         turn_id, fence, _, standing = self._standing(data)
-        body = answer_body("done") if what == "content" else None
+        turn = model.turns[turn_id]
+        body = answer_body("done") if what in {"content", "last", "gap"} else None
+        units = len(turn.text.encode("utf-16-le")) // 2
         around = (b'{"content":', b"}") if what in {"streamed", "more"} else None
-        empty = what == "nothing" or (what == "streamed" and not model.turns[turn_id].text)
+        empty = what == "nothing" or (what == "streamed" and not turn.text)
         got = self.attempt(
             self.store.turns.complete(
-                self.sid, turn_id, fence=fence, body=body, around=around, is_more=what == "more"
+                self.sid,
+                turn_id,
+                fence=fence,
+                body=body,
+                around=around,
+                is_more=what == "more",
+                last="e" if what in {"last", "gap"} else "",
+                offset=units + (what == "gap"),
             )
         )
         if model.over and standing not in {"cancelled", "completed"}:
             assert got is SessionExpired
+        elif standing == "own" and what == "gap" and turn.state == "running":
+            assert got is DeltaGap
         elif not self._refused(got, standing, "completed"):
             assert got is False
             if not empty:

@@ -21,18 +21,27 @@ if s.reason ~= '' then
   redis.call('ZREM', due, sid)
   return {'idle', sid, 0, {}}
 end
-if now >= end_ms() then return {'expired', sid, int(expire()), {}} end
+
+local running_turn = s.turn_state == 'running' and turn_of(s.turn)
+local function lapse_of(became)
+  return {string.lower(s.agent_id), running_turn.turn_id, int(running_turn.attempt), running_turn.worker, became}
+end
+
+if now >= end_ms() then
+  local lapse = running_turn and running_turn.lease_ms <= now and lapse_of('failed') or {}
+  return {'expired', sid, int(expire()), lapse}
+end
 redis.call('DEL', alarm)
 
 local word, lag_ms, lapse = 'idle', 0, {}
-if s.turn_state == 'running' and s.held_until_ms <= now then
-  local turn = turn_of(s.turn)
+if running_turn and s.held_until_ms <= now then
+  local turn = running_turn
   word, lag_ms = 'lapsed', now - s.held_until_ms
   turn.lapsed = true
   retry_or_fail(turn, 'AGENT_TIMEOUT', 'The agent stopped answering', 0)
   if turn.state == 'failed' or now >= turn.deadline_ms then stop(turn) end -- else it may go on
   if turn.state == 'failed' and s.auto_renew == 1 then renew('turn') end
-  lapse = {string.lower(s.agent_id), turn.turn_id, int(turn.attempt), turn.worker, turn.state}
+  lapse = lapse_of(turn.state)
   reckon()
 elseif s.retry_ms > 0 and s.retry_ms <= now then
   s.retry_ms = 0

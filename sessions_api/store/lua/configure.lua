@@ -15,7 +15,8 @@ local op, if_match = ARGV[3], ARGV[4]
 
 local dead = over()
 if dead then return dead end
-if outcome_of(op) then return {'kept', sid, int(now), stored} end
+local before = outcome_of(op)
+if before then return {before, sid, int(now), stored} end
 if if_match ~= '' and tonumber(if_match) ~= s.config_version then
   return {'stale', sid, int(s.config_version)}
 end
@@ -51,10 +52,11 @@ if held then
 end
 if end_ms() <= now then return {'past', sid, int(end_ms())} end
 unwarn()
-remember(op, 'ok')
+local word = moved and 'renewed' or 'kept'
+remember(op, word)
 if moved then fact('session.renewed', int(deadline) .. ' ' .. int(s.renewals) .. ' config') end
 warn()
 fact('session.updated') -- the last: who hears it reads the session, and takes earlier facts as known
 arm(true)
 save()
-return {moved and 'renewed' or 'kept', sid, int(now), stored}
+return {word, sid, int(now), stored}
