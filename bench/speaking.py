@@ -170,7 +170,7 @@ async def until_over(store: Store, session_id: SessionId) -> None:
         RuntimeError: there is no such session.
     """
     while True:
-        position = (await store.log.positions([session_id]))[0]
+        position = (await store.log.positions([session_id]))[session_id]
         if position is None:
             raise RuntimeError(f"session {session_id} is gone")
         if position.is_over:

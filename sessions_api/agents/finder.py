@@ -31,6 +31,7 @@ import structlog
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import AgentId, SessionId, TurnId, new_message_id, partition_of_session
 from sessions_api.domain.turns import ClaimedTurn
+from sessions_api.errors import StorageUnavailable
 from sessions_api.store import Store
 from sessions_api.store.pubsub import Subscriber
 from sessions_api.store.turns import Claim
@@ -193,9 +194,12 @@ class Finder:
             if not all(trail.heard.is_set() for trail in trails)
         ]
         await asyncio.gather(*(self._listen(channel) for channel in deaf))
+        is_whole = True
         for trail in [trail for trails in self._trails.values() for trail in trails]:
             if trail.must_look and trail.heard.is_set() and trail.has_place:
-                await self._look(trail)
+                is_whole &= await self._look(trail)
+        if not is_whole:  # again, after a pause
+            raise StorageUnavailable("some partitions could not tell what waits there")
         await self._news.wait()
 
     async def _listen(self, channel: bytes) -> None:
@@ -204,17 +208,21 @@ class Finder:
             if not trail.heard.is_set():
                 trail.hear(asyncio.get_running_loop().time())
 
-    async def _look(self, trail: Trail) -> None:
+    async def _look(self, trail: Trail) -> bool:
+        """Note what waits; False if not every partition could tell: it is to be looked at again."""
         trail.must_look = False  # first: what is missed during the look is not forgotten
         try:
-            found = await self._store.ready.next_ready(trail.agent_id)
+            waiting = await self._store.ready.next_ready(trail.agent_id)
         except BaseException:
             trail.forget()
             raise
-        if not trail.must_look:
+        if not waiting.is_whole:
+            trail.forget()
+        elif not trail.must_look:
             trail.caught_up.set()
-        for session_id in found:
+        for session_id in waiting.session_ids:
             self._note(trail, session_id)
+        return waiting.is_whole
 
     def _look_again(self) -> None:
         for trails in self._trails.values():

@@ -18,9 +18,10 @@ from typing import Final
 import structlog
 
 from sessions_api.domain.ids import PARTITIONS
-from sessions_api.errors import StorageError
+from sessions_api.errors import StorageError, StorageUnavailable
 from sessions_api.keeper.membership import Membership
 from sessions_api.store import Store
+from sessions_api.store.parts import from_those_there
 from sessions_api.store.replicas import Identity
 from sessions_api.telemetry import metrics
 
@@ -37,6 +38,8 @@ class Leases:
         self._membership = membership or Membership(store, Identity(replica_id))
         self._alarms = store.alarms
         self._replica_id = replica_id
+        self._is_anybody_there = False
+        """Whether a partition's lease could be asked for in this step."""
         self._asked_for: set[int] = set()
         """Partitions whose taking is under way; Redis may have given them although no reply came yet."""
 
@@ -46,15 +49,26 @@ class Leases:
         return self._membership.keepers
 
     async def step(self) -> None:
-        """Say that we live, renew what we keep, take or give back what fairness asks."""
-        await self._membership.give_sign()
+        """Say that we live, renew what we keep, take or give back what fairness asks.
+
+        Where the one server of a cluster is away that knows who lives, whatever is free is taken.
+        """
+        share = PARTITIONS
+        away: StorageUnavailable | None = None
+        self._is_anybody_there = False
+        try:
+            await self._membership.give_sign()
+            share = -(-PARTITIONS // self.replicas)
+        except StorageUnavailable as error:
+            away = error
         before = len(self.kept)
         await self._renew()
-        share = -(-PARTITIONS // self.replicas)
         if len(self.kept) > share:
             await self._give_back(len(self.kept) - share)
         elif len(self.kept) < share:
             await self._take(share - len(self.kept))
+        if away is not None and not self._is_anybody_there:
+            raise away
         if len(self.kept) != before:
             log.info("partitions_kept", kept=len(self.kept), replicas=self.replicas)
         metrics.KEPT_PARTITIONS.set(len(self.kept))
@@ -75,10 +89,18 @@ class Leases:
 
     async def _renew(self) -> None:
         kept = list(self.kept)
-        renewed = await asyncio.gather(
-            *(self._alarms.keep(partition, self._replica_id, LEASE_MS) for partition in kept)
-        )
-        self.kept.difference_update(p for p, is_ours in zip(kept, renewed, strict=True) if not is_ours)
+        renewed = await self._keep(kept)
+        self.kept.difference_update(p for p, is_ours in zip(kept, renewed, strict=True) if is_ours is False)
+
+    async def _keep(self, partitions: list[int]) -> list[bool | None]:
+        """Whether each is ours now; None: its server is away, and it stays as it was."""
+        calls = (self._alarms.keep(partition, self._replica_id, LEASE_MS) for partition in partitions)
+        try:
+            kept = await from_those_there(calls)
+        except StorageUnavailable:
+            return [None] * len(partitions)
+        self._is_anybody_there |= bool(kept)
+        return kept
 
     async def _give_back(self, surplus: int) -> None:
         partitions = random.sample(sorted(self.kept), surplus)
@@ -92,9 +114,7 @@ class Leases:
         while untried and wanted:
             batch, untried = untried[:wanted], untried[wanted:]
             self._asked_for = set(batch)
-            taken = await asyncio.gather(
-                *(self._alarms.keep(partition, self._replica_id, LEASE_MS) for partition in batch)
-            )
+            taken = await self._keep(batch)
             ours = [partition for partition, is_ours in zip(batch, taken, strict=True) if is_ours]
             self.kept.update(ours)
             self._asked_for.clear()

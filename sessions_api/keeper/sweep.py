@@ -36,7 +36,8 @@ from sessions_api.domain.ids import AgentId, SessionId, partition_of_session
 from sessions_api.errors import AgentNotFound, SessionsError, StorageUnavailable
 from sessions_api.keeper.leases import Leases
 from sessions_api.store import Store
-from sessions_api.store.alarms import Rung
+from sessions_api.store.alarms import Due, Rung
+from sessions_api.store.parts import from_those_there
 from sessions_api.telemetry import metrics
 
 Trigger = Literal["hint", "sweep", "request"]
@@ -144,10 +145,20 @@ class Sweep:
         partitions = [p for p, look_s in self._look_s.items() if look_s <= now_s]
         if not partitions:
             return
-        looks = await self._paced(
-            asyncio.gather(*(self._alarms.due(p, DUE_PER_PARTITION) for p in partitions))
-        )
-        for partition, due in zip(partitions, looks, strict=True):
+        try:
+            found = await self._paced(
+                from_those_there(self._alarms.due(p, DUE_PER_PARTITION) for p in partitions)
+            )
+        except StorageUnavailable:
+            if len(partitions) == len(kept):
+                raise
+            found = [None] * len(partitions)
+        looks: list[Due] = []
+        for partition, due in zip(partitions, found, strict=True):
+            if due is None:
+                self._look_s[partition] = now_s + PERIOD_S
+                continue
+            looks.append(due)
             wait_s = PERIOD_S if due.next_ms is None else (due.next_ms - due.now_ms) / 1000
             if len(due.session_ids) == DUE_PER_PARTITION:
                 wait_s = 0.0
@@ -172,8 +183,10 @@ class Sweep:
     async def _ring(self, batch: dict[SessionId, Trigger]) -> None:
         """Ring a batch; one that fails is postponed, and the others are done all the same.
 
+        Those whose server is away the sweep will find again.
+
         Raises:
-            StorageUnavailable: Redis was away for some; the sweep will find them again.
+            StorageUnavailable: Redis was away for all.
         """
         calls = asyncio.gather(*map(self._alarms.ring, batch), return_exceptions=True)
         away: StorageUnavailable | None = None
@@ -192,7 +205,7 @@ class Sweep:
             else:
                 failed[session_id] = rung
         await asyncio.gather(*(self._postpone(sid, error) for sid, error in failed.items()))
-        if away is not None:
+        if away is not None and all(isinstance(rung, StorageUnavailable) for rung in outcomes):
             raise away
 
     async def _postpone(self, session_id: SessionId, error: BaseException) -> None:
@@ -235,8 +248,8 @@ class Sweep:
         """
         stale = [
             oldest
-            for found in await asyncio.gather(*(self._ready.stale_ready(p) for p in self._leases.kept))
-            for oldest in found
+            for found in await from_those_there(self._ready.stale_ready(p) for p in self._leases.kept)
+            for oldest in found or ()
         ]
         for agent_id, session_id in stale:
             if self._attendance.state(agent_id).state != "offline":
@@ -263,7 +276,8 @@ class Sweep:
                 self.notice(session_id, "sweep")
 
     async def _export(self) -> None:
-        gauges = await asyncio.gather(*(self._alarms.gauges(p) for p in self._leases.kept))
+        told = await from_those_there(self._alarms.gauges(p) for p in self._leases.kept)
+        gauges = [each for each in told if each is not None]
         metrics.LIVE_SESSIONS.set(sum(each.live for each in gauges))
         metrics.NEAR_SESSIONS.set(sum(each.near for each in gauges))
         metrics.READY_SESSIONS.set(sum(each.ready for each in gauges))

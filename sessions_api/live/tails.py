@@ -327,6 +327,10 @@ class Tails:
             if self._due[0][2] is tail:
                 self._earlier.set()
 
+    def _look_soon(self, tail: Tail) -> None:
+        """It could not be asked for now."""
+        self._look_at(tail, asyncio.get_running_loop().time() + random.uniform(0.3, 1))  # noqa: S311  jitter
+
     def _take_due(self, until_s: float) -> list[Tail]:
         taken: list[Tail] = []
         while self._due and self._due[0][0] <= until_s and len(taken) < CHECK_BATCH:
@@ -351,7 +355,7 @@ class Tails:
                     metrics.LOOP_FAILURES.of("live positions").inc()
                     log.exception("position_check_failed", sessions=len(due))
                 for tail in due:
-                    self._look_at(tail, loop.time() + random.uniform(0.3, 1))  # noqa: S311  jitter
+                    self._look_soon(tail)
 
     async def _sleep_until_due(self) -> None:
         self._earlier.clear()
@@ -363,11 +367,15 @@ class Tails:
             pass
 
     async def _check(self, tails: list[Tail]) -> None:
-        """Compare what the listeners know with the truth."""
+        """Compare what the listeners know with the truth, where it can be asked for."""
         heard = [tail.heard for tail in tails]
         positions = await self.store.log.positions([tail.session_id for tail in tails])
-        for tail, before, position in zip(tails, heard, positions, strict=True):
+        for tail, before in zip(tails, heard, strict=True):
             listeners = tuple(tail.listeners)
+            if tail.session_id not in positions:
+                self._look_soon(tail)
+                continue
+            position = positions[tail.session_id]
             if position is None:
                 for listener in listeners:
                     listener.vanish()

@@ -21,7 +21,8 @@ other, at one replica, it is exact. A debt is forgotten with the subject (the
 ``take`` raises what Redis's absence raises, ``meter`` does so from the first
 question that failed until one is answered, and one is asked every 100 ms at
 most. ``local``: each process counts for itself, so R replicas admit up to R times
-the quota. A Redis that is only *full* can still be read, so metered requests go
+the quota. On a cluster both hold for the subjects whose limit lies on the server
+that is away. A Redis that is only *full* can still be read, so metered requests go
 on in both modes, by what this process knows; ``take`` raises StorageFull.
 """
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from sessions_api.store.connection import Redis
     from sessions_api.store.keys import Keyspace, SessionKeys
+    from sessions_api.store.topology import Link
 
 TAKE = load("take")
 
@@ -76,8 +78,8 @@ class Limits:
         self._subjects = subjects
         self._accounts: OrderedDict[tuple[str, str], _Account] = OrderedDict()
         self._counting: set[asyncio.Task[None]] = set()
-        self._away: str | None = None  # why the last question had no answer
-        self._is_asking_on = False
+        self._away: dict[Link, str] = {}  # servers whose last question had no answer, and why
+        self._asking_on: set[Link] = set()
 
     async def stop(self) -> None:
         """Wait for no answer any more; requests of the last tick may stay uncounted."""
@@ -117,11 +119,11 @@ class Limits:
 
         Raises:
             RateLimited: as far as this process knows, the limit does not admit it.
-            StorageUnavailable: ``closed``, and Redis did not answer the last question.
+            StorageUnavailable: ``closed``, and the server that counts did not answer the last question.
         """
-        if self._away is not None and self._is_closed:
-            raise StorageUnavailable(self._away)
         account, now_s = self._account(policy, subject), _now_s()
+        if self._away and self._is_closed and (reason := self._away.get(self._link(account))) is not None:
+            raise StorageUnavailable(reason)
         try:
             standing = account.admit(policy, limit, now_s)
         except RateLimited:
@@ -145,7 +147,7 @@ class Limits:
 
     def _tell(self, account: _Account, limit: Limit) -> None:
         """Have the untold counted in the next tick, by a task that runs before this tick's commands leave."""
-        if account.is_telling or self._away is not None:
+        if account.is_telling or (self._away and self._link(account) in self._away):
             return
         account.is_telling = True
         task = asyncio.get_running_loop().create_task(self._count(account, limit), name="limit")
@@ -153,19 +155,20 @@ class Limits:
         task.add_done_callback(self._counting.discard)
 
     async def _count(self, account: _Account, limit: Limit) -> None:
-        """Tell Redis once; whoever finds it away first asks on until it answers."""
+        """Tell Redis once; whoever finds a server away first asks on until it or its successor answers."""
         account.is_telling = False
-        is_answered = await self._put(account, limit)
-        if is_answered or self._is_asking_on:
+        link = self._link(account)
+        is_answered = await self._put(account, limit, link)
+        if is_answered or link in self._asking_on:
             return
-        self._is_asking_on = True
+        self._asking_on.add(link)
         while not is_answered:
             await asyncio.sleep(ASK_AGAIN_S)
-            is_answered = await self._put(account, limit)
-        self._is_asking_on = False
+            is_answered = await self._put(account, limit, link)
+        self._asking_on.discard(link)
 
-    async def _put(self, account: _Account, limit: Limit) -> bool:
-        """Whether Redis answered, be it that it could not count."""
+    async def _put(self, account: _Account, limit: Limit, link: Link) -> bool:
+        """Whether Redis answered, be it that it could not count; else *link*'s server is away."""
         told = account.tell()
         try:
             match await self._ask(account.key, limit, told):
@@ -175,19 +178,22 @@ class Limits:
                     raise unknown(TAKE, reply)
         except StorageUnavailable as error:
             account.keep(told)
-            if self._away is None:
+            if link not in self._away:
                 log.warning("limits_lost_redis", reason=error.reason)
-            self._away = error.reason
+            self._away[link] = error.reason
             return False
         except StorageFull:
             account.keep(told)
         except StorageFault as fault:
             account.keep(told)
             log.error("limit_not_counted", what=fault.what)  # noqa: TRY400  its message says all
-        if self._away is not None:
+        if self._away.pop(link, None) is not None:
             log.info("limits_found_redis")
-        self._away = None
         return True
+
+    def _link(self, account: _Account) -> Link:
+        """The server that counts for *account* now."""
+        return self._redis.topology.link((b"EVALSHA", TAKE.sha1, 1, account.key))
 
     async def _ask(self, key: bytes, limit: Limit, count: int) -> Any:
         return await self._redis.script(TAKE, [key], (limit.quota, limit.window_s * 1000, count))

@@ -29,6 +29,7 @@ from sessions_api.domain.ids import (
 )
 from sessions_api.domain.sessions import Session
 from sessions_api.errors import FieldError, InvalidInput, StorageFault
+from sessions_api.store.parts import from_those_there
 from sessions_api.store.sessions import READ
 from sessions_api.store.state import session_of
 
@@ -173,7 +174,13 @@ class Listing:
         agent_id: AgentId | None = None,
         user_id: UserId | None = None,
     ) -> int:
-        """How many live sessions there are, by the index, of what :meth:`page` lists. One round trip."""
+        """How many live sessions there are, by the index, of what :meth:`page` lists. One round trip.
+
+        Of a cluster, on the servers that are there.
+
+        Raises:
+            StorageUnavailable: none is.
+        """
         redis, keyspace = self._scripts.redis, self._scripts.keyspace
         owners = apps if app is None else (app,)
         index, partitions = "agents", range(PARTITIONS)
@@ -184,21 +191,21 @@ class Listing:
             prefixes = [f"{owner}:{user_id}:" for owner in owners]
         elif agent_id is not None:
             prefixes = [f"{owner}:{agent_id}:" for owner in owners]
-        counts = await _together(
+        counts = await from_those_there(
             redis.command(b"ZLEXCOUNT", getattr(keyspace.partition(number), index), *_span(prefix), safe=True)
             for number in partitions
             for prefix in prefixes
         )
-        return sum(counts)
+        return sum(count or 0 for count in counts)
 
     async def near(self) -> int:
-        """How many live sessions were warned of their end. One round trip."""
+        """How many live sessions were warned of their end, as :meth:`total` counts. One round trip."""
         redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        counts = await _together(
+        counts = await from_those_there(
             redis.command(b"ZCARD", keyspace.partition(number).near, safe=True)
             for number in range(PARTITIONS)
         )
-        return sum(counts)
+        return sum(count or 0 for count in counts)
 
 
 async def _together(calls: Iterable[Awaitable[Any]]) -> list[Any]:

@@ -23,6 +23,7 @@ from sessions_api.errors import (
 from sessions_api.store.limits import Asked, in_script, refused, standings
 from sessions_api.store.loader import load
 from sessions_api.store.pages import read_messages
+from sessions_api.store.parts import from_those_there
 from sessions_api.store.records import draft_of, entry_of
 from sessions_api.store.scripts import expired_of, unknown
 from sessions_api.store.state import read_state, session_of
@@ -313,18 +314,26 @@ class Log:
             case _:
                 raise unknown(REPLAY, reply)
 
-    async def positions(self, session_ids: list[SessionId]) -> list[Position | None]:
-        """Where each session stands, None if it is gone. One round trip for all."""
+    async def positions(self, session_ids: list[SessionId]) -> dict[SessionId, Position | None]:
+        """Where each session stands, None if it is gone; without those whose server is away. One round trip.
+
+        Raises:
+            StorageUnavailable: all servers are.
+        """
         redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        time, *states = await asyncio.gather(
-            redis.command(b"TIME", safe=True),
-            *(
-                redis.command(b"HGET", keyspace.of(session_id).session, b"state", safe=True)
-                for session_id in session_ids
-            ),
+
+        async def state(session_id: SessionId) -> tuple[SessionId, bytes | None]:
+            key = keyspace.of(session_id).session
+            return session_id, await redis.command(b"HGET", key, b"state", safe=True)
+
+        time, states = await asyncio.gather(
+            redis.command(b"TIME", safe=True), from_those_there(map(state, session_ids))
         )
         now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
-        return [packed and _position(read_state(packed), now_ms) for packed in states]
+        return {
+            session_id: _position(read_state(packed), now_ms) if packed else None
+            for session_id, packed in (told for told in states if told is not None)
+        }
 
 
 def _position(state: State, now_ms: int) -> Position | None:

@@ -7,10 +7,11 @@ of turns; here they are only read.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sessions_api.domain.ids import PARTITIONS, AgentId, SessionId
 from sessions_api.store.loader import load
+from sessions_api.store.parts import from_those_there
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 STALE = load("stale")
 STALE_READY_MS: Final = 500
 OPEN_PER_PARTITION: Final = 100
+
+
+class Waiting(NamedTuple):
+    """Sessions with work; not *is_whole*: a server of a cluster was away, and could not tell of its own."""
+
+    session_ids: list[SessionId]
+    is_whole: bool
 
 
 class Ready:
@@ -48,42 +56,47 @@ class Ready:
         return [SessionId(member[-36:].decode()) for batch in batches for member in batch]
 
     async def counts(self, agent_id: AgentId) -> tuple[int, int]:
-        """How many of the agent's turns run, and how many sessions wait to be claimed. One round trip."""
-        numbers = await asyncio.gather(*self.counting(agent_id))
-        return sum(numbers[:PARTITIONS]), sum(numbers[PARTITIONS:])
+        """How many of the agent's turns run, and how many sessions wait to be claimed. One round trip.
 
-    def counting(self, agent_id: AgentId) -> list[Awaitable[int]]:
-        """The calls of :meth:`counts`: running of each partition, then waiting of each.
+        Of a cluster, on the servers that are there.
 
-        To be gathered with other calls, so that all share one round trip.
+        Raises:
+            StorageUnavailable: none is.
         """
+        return counted(await self.counting(agent_id))
+
+    def counting(self, agent_id: AgentId) -> Awaitable[list[int | None]]:
+        """What :func:`counted` makes :meth:`counts` of. Begins at once, to share a round trip with others."""
         redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        return [
+        return from_those_there(
             redis.command(
                 b"ZLEXCOUNT", getattr(keyspace.partition(number), index), *_span(agent_id), safe=True
             )
             for index in ("running", "ready")
             for number in range(PARTITIONS)
-        ]
-
-    async def next_ready(self, agent_id: AgentId) -> list[SessionId]:
-        """The agent's first session with work in each partition. One round trip for all 64."""
-        redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        batches = await asyncio.gather(
-            *(
-                redis.command(
-                    b"ZRANGEBYLEX",
-                    keyspace.partition(number).ready,
-                    *_span(agent_id),
-                    b"LIMIT",
-                    0,
-                    1,
-                    safe=True,
-                )
-                for number in range(PARTITIONS)
-            )
         )
-        return [SessionId(member[-36:].decode()) for batch in batches for member in batch]
+
+    async def next_ready(self, agent_id: AgentId) -> Waiting:
+        """The agent's first session with work in each partition. One round trip for all 64.
+
+        Raises:
+            StorageUnavailable: no partition could tell.
+        """
+        redis, keyspace = self._scripts.redis, self._scripts.keyspace
+        batches: list[list[bytes] | None] = await from_those_there(
+            redis.command(
+                b"ZRANGEBYLEX",
+                keyspace.partition(number).ready,
+                *_span(agent_id),
+                b"LIMIT",
+                0,
+                1,
+                safe=True,
+            )
+            for number in range(PARTITIONS)
+        )
+        found = [SessionId(member[-36:].decode()) for batch in batches for member in batch or ()]
+        return Waiting(found, None not in batches)
 
     async def stale_ready(self, partition: int, limit: int = 100) -> list[tuple[AgentId, SessionId]]:
         """For each agent whose work waits for longer than half a second, its oldest session here."""
@@ -94,6 +107,12 @@ class Ready:
     def wake(self, agent_id: AgentId, session_id: SessionId) -> None:
         """Hint again that a session of the agent has work; may get lost, as hints do."""
         self._scripts.redis.post(b"PUBLISH", self._scripts.keyspace.wake(agent_id), session_id)
+
+
+def counted(numbers: list[int | None]) -> tuple[int, int]:
+    """Running and waiting, of what :meth:`Ready.counting` brought."""
+    running, waiting = numbers[:PARTITIONS], numbers[PARTITIONS:]
+    return sum(filter(None, running)), sum(filter(None, waiting))
 
 
 def _span(agent_id: AgentId) -> tuple[str, str]:

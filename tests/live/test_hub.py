@@ -215,7 +215,7 @@ async def until_over(scene: Scene, session_id: SessionId) -> None:
     """Return when the session's end has passed; nobody has settled it."""
     async with asyncio.timeout(10):
         while True:
-            [position] = await scene.store.log.positions([session_id])
+            [position] = (await scene.store.log.positions([session_id])).values()
             if position is None or position.is_over:
                 return
             await asyncio.sleep(0.02)

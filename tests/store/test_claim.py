@@ -100,7 +100,7 @@ class TestClaim:
         )  # fmt: skip
 
         assert claim.next == sessions[1].session_id
-        assert await store.ready.next_ready(AGENT) == [sessions[1].session_id]
+        assert (await store.ready.next_ready(AGENT)).session_ids == [sessions[1].session_id]
 
     @pytest.mark.parametrize("size", [0, 1, 3])
     async def test_history_counts_messages_and_says_if_there_is_more(self, store: Store, size: int) -> None:

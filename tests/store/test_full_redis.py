@@ -174,7 +174,7 @@ class TestWhatGoesOn:
         assert (await store.turns.read(full.busy, full.running.turn_id, grant=EVERYTHING)).state == "running"
         assert await store.turns.answer(full.busy, full.running.turn_id, grant=EVERYTHING) is None
         assert len((await store.listing.page(app=None)).sessions) == 5
-        assert await store.ready.next_ready(AGENT) == [full.queued]
+        assert (await store.ready.next_ready(AGENT)).session_ids == [full.queued]
 
     async def test_warnings_and_expiry(self, full: Full) -> None:
         store = full.store

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sessions_api.keeper.keeper import Keeper
-from sessions_api.keeper.leases import Leases
+from sessions_api.keeper.leases import LEASE_MS, Leases
+from sessions_api.keeper.membership import PERIOD_S
 from sessions_api.store import Store
 from sessions_api.telemetry.loops import cancelled, run_forever
 from tests.support.replicas import stores
@@ -99,4 +100,5 @@ class TestLeases:
 
         await cancelled(task)
         await leases.release()
-        assert 0 < left_ms <= 4_000
+        assert 0 < left_ms <= LEASE_MS
+        assert LEASE_MS + PERIOD_S * 1000 < 5_000

@@ -309,9 +309,8 @@ class TestReplay:
         over = await opened(store)
         await age(store, over.session_id, CONFIG.timeout_ms)
 
-        here, ended, absent = await store.log.positions(
-            [session.session_id, over.session_id, new_session().session_id]
-        )
+        positions = await store.log.positions([session.session_id, over.session_id, new_session().session_id])
+        here, ended, absent = positions.values()
 
         assert here is not None
         assert (here.cursor, here.rev, here.is_over) == (appended.cursor, appended.session.rev, False)

@@ -250,7 +250,7 @@ class TestStop:
     async def test_ends_the_search_for_redis(self, server: RealServer, limits: Limits) -> None:
         server.stop()
         meter(limits, Limit(5, HOUR_S))
-        await until(lambda: limits._is_asking_on)
+        await until(lambda: limits._asking_on)
 
         await limits.stop()
 
@@ -285,7 +285,7 @@ class TestWithoutRedis:
         limit = Limit(5, HOUR_S)
         server.stop()
         meter(limits, limit)
-        await until(lambda: limits._is_asking_on)
+        await until(lambda: limits._asking_on)
 
         server.start()
         await answered(limits)
@@ -315,7 +315,7 @@ class TestWithoutRedis:
         server.stop()
 
         assert pass_(local, limit, 2) == 2
-        await until(lambda: local._is_asking_on)
+        await until(lambda: local._asking_on)
         assert pass_(local, limit, 9) == 2
 
         server.start()

@@ -109,7 +109,7 @@ class TestOnBusy:
         after = await store.sessions.read(sid, grant=EVERYTHING)
         assert (after.turn_id, after.turn_state, after.queued) == (interrupting.turn_id, "queued", 3)
         assert after.held_until_ms == 0
-        assert await store.ready.next_ready(AGENT) == [sid]
+        assert (await store.ready.next_ready(AGENT)).session_ids == [sid]
         answering = await claimed(store, sid)
         assert [json.loads(entry.body)["content"] for entry in answering.messages] == [
             "second",

@@ -316,7 +316,7 @@ class TestTheSweep:
     async def becomes_ready(store: Store, session_id: SessionId) -> None:
         async def is_so() -> bool:
             agent_id = (await store.sessions.read(session_id, grant=EVERYTHING)).agent
-            return session_id in await store.ready.next_ready(agent_id)
+            return session_id in (await store.ready.next_ready(agent_id)).session_ids
 
         await eventually(is_so)
 

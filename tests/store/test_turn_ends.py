@@ -166,12 +166,12 @@ class TestComplete:
         taken = await started(store)
         sid = SessionId(taken.session_id)
         await say(store, sid)
-        assert await store.ready.next_ready(AGENT) == []
+        assert (await store.ready.next_ready(AGENT)).session_ids == []
         ears.heard()
 
         await complete(store, taken)
 
-        assert await store.ready.next_ready(AGENT) == [sid]
+        assert (await store.ready.next_ready(AGENT)).session_ids == [sid]
         assert ("wake", f"sa:wake:{{{AGENT}}}", sid.encode()) in ears.heard()
 
     async def test_an_answer_is_found_by_its_turn_also_when_the_record_is_gone(self, store: Store) -> None:
@@ -217,11 +217,11 @@ class TestFail:
             assert turn.state == "queued"
             with pytest.raises(AssertionError):
                 await claimed(store, sid)
-            assert await store.ready.next_ready(AGENT) == []
+            assert (await store.ready.next_ready(AGENT)).session_ids == []
 
             await age(store, sid, pause_ms - 900)
             await store.alarms.ring(sid)
-            assert await store.ready.next_ready(AGENT) == []
+            assert (await store.ready.next_ready(AGENT)).session_ids == []
 
             taken = await reclaimed(store, taken, 900)
 
@@ -330,7 +330,7 @@ class TestFail:
 
         await act(store, "final", taken)
 
-        assert await store.ready.next_ready(AGENT) == [sid]
+        assert (await store.ready.next_ready(AGENT)).session_ids == [sid]
         assert (await claimed(store, sid)).turn.attempt == 1
 
 
@@ -360,7 +360,7 @@ class TestCancel:
         await store.turns.cancel(session.session_id, queued.turn_id, grant=LOCAL_APP)
 
         assert await kinds(store, session.session_id) == ["message", "turn.cancelled"]
-        assert await store.ready.next_ready(AGENT) == []
+        assert (await store.ready.next_ready(AGENT)).session_ids == []
         assert (await store.sessions.read(session.session_id, grant=EVERYTHING)).queued == 0
 
     async def test_repeated_it_is_returned_as_it_is(self, store: Store) -> None:

@@ -34,8 +34,8 @@ SUITES = frozenset(
         *(
             f"store.test_{name}"
             for name in (
-                "agents alarms append attendance availability claim configure hold listing log partitions "
-                "replicas sessions turn_ends"
+                "agents alarms append attendance availability claim configure grants hold limits listing log "
+                "meter partitions replicas sessions signing turn_ends"
             ).split()
         ),
     }
@@ -44,13 +44,29 @@ SUITES = frozenset(
 
 APART = frozenset(
     {
+        # they count what one server does, or hang it
         "test_is_one_round_trip",
         "test_costs_one_read_while_nothing_changes",
+        "test_costs_no_round_trip_of_its_own",
         "test_leaves_the_channel_after_a_while",
         "test_a_position_found_over_while_a_first_page_is_read_changes_nothing",
+        # they look into one server, or stand between it and the service
+        "test_finds_no_session_for_a_stranger_and_writes_nothing",
+        "test_refuses_a_token_that_has_ended_and_writes_nothing",
+        "test_leaves_no_task",
+        "test_a_repeat_after_a_lost_reply_may_count_twice",
+        "test_a_repeat_after_a_lost_reply_errs_towards_refusing",
+        # they fill one, or stop all, which takes seconds to undo and is done once (store.test_meter)
+        "test_closed_says_that_redis_is_away",
+        "test_closed_refuses_until_redis_answers",
+        "test_local_counts_for_itself",
+        "test_ends_the_search_for_redis",
+        "test_redis_is_asked_ten_times_a_second_at_most",
+        "test_a_full_redis_is_told_or_done_without",
+        "test_with_a_full_redis_goes_on_by_itself",
     }
 )
-"""Not these: they count what one server does, or hang it. Nor those with ears, which hear no shard's."""
+"""Not these. Nor those with ears, which hear no shard's."""
 
 
 def cluster_kinds() -> list[str]:

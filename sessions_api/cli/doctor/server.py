@@ -145,7 +145,7 @@ def _packing(look: Look) -> Finding | None:
             "warn",
             "packing",
             found,
-            costs="about half as much memory again for a session",
+            costs="about a fifth more memory for a session and its messages",
             fix=f"CONFIG SET hash-max-listpack-value {LISTPACK_VALUE}, CONFIG SET stream-node-max-bytes "
             f"{STREAM_NODE_BYTES} (before Redis 7 the first is called hash-max-ziplist-value)",
         )
