@@ -87,7 +87,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--million",
         action="store_true",
-        help="memory and growth also at 1,000,000 sessions (3 GB, minutes)",
+        help="memory and growth also at 1,000,000 sessions, expiry among as many (3 GB, minutes)",
     )
     parser.add_argument("--minutes", type=float, default=1.0, help="of attack, in the part hostile (1)")
     parser.add_argument("--smoke", action="store_true", help="tiny numbers: that it works, not how fast")
@@ -136,7 +136,11 @@ def _parts(args: argparse.Namespace) -> dict[str, Callable[[Path], Coroutine[Any
         "followers": lambda folder: followers.run(
             folder, spreads=followers.SMALL if smoke else followers.SPREADS
         ),
-        "expiry": lambda folder: expiry.run(folder, plans=expiry.SMALL if smoke else expiry.PLANS),
+        "expiry": lambda folder: expiry.run(
+            folder,
+            plans=expiry.SMALL if smoke else expiry.PLANS,
+            standing=1_000_000 if args.million else 0,
+        ),
         "growth": lambda folder: growth.run(
             folder, scale=growth.SMALL if smoke else growth.scale(is_million=args.million)
         ),

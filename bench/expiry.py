@@ -85,7 +85,10 @@ class Told(NamedTuple):
     lag_ms: int
 
 
-async def run(folder: Path, *, plans: Iterable[Plan]) -> tuple[list[Figure], dict[str, object]]:
+async def run(
+    folder: Path, *, plans: Iterable[Plan], standing: int = 0
+) -> tuple[list[Figure], dict[str, object]]:
+    """*standing*: how many sessions are there all the while that nothing is due to."""
     figures: list[Figure] = []
     details: dict[str, object] = {}
     for word, flags in MODES:
@@ -96,9 +99,14 @@ async def run(folder: Path, *, plans: Iterable[Plan]) -> tuple[list[Figure], dic
         ):
             async with open_store(redis.url) as store:
                 await _settle(store, target, flags)
+                if standing:
+                    progress(f"expiry: opening {standing:,} sessions")
+                    with moved(redis, CORES.service):
+                        await open_sessions(store, standing)
                 for plan in plans:
                     progress(f"expiry: {plan.sessions:,} sessions, notifications {word}")
-                    measured, detail = await _play(redis, target, store, plan, word)
+                    among = f"notifications {word}{f', among {standing:,}' if standing else ''}"
+                    measured, detail = await _play(redis, target, store, plan, among)
                     figures += measured
                     details |= detail
                 if await _flags(store) != flags:
@@ -122,9 +130,9 @@ async def _flags(store: Store) -> bytes:
 
 
 async def _play(
-    redis: Server, target: Service, store: Store, plan: Plan, word: str
+    redis: Server, target: Service, store: Store, plan: Plan, among: str
 ) -> tuple[list[Figure], dict[str, object]]:
-    """Carry *plan* out; figures and details by what is due."""
+    """Carry *plan* out; figures and details by what is due, and *among* which circumstances."""
     expected = {WARNED: plan.warned, EXPIRED: plan.sessions}
     over_s: dict[str, float] = {}
     before = await _live(store)  # who spoke while other plans were carried out
@@ -155,7 +163,7 @@ async def _play(
     details: dict[str, object] = {}
     for kind, count in expected.items():
         window_s = windows_s[kind][1] - windows_s[kind][0]
-        name = f"{count:,} {WORDS[kind]} within {window_s:g} s, notifications {word}"
+        name = f"{count:,} {WORDS[kind]} within {window_s:g} s, {among}"
         lags_ms = [float(each.lag_ms) for each in told[kind].values()]
         reached_ms = [
             came_ms[-1 if kind == EXPIRED else 0] - told[kind][session].due_ms

@@ -13,9 +13,13 @@ PACKAGES = ("starlette", "uvicorn", "uvloop", "httptools", "redis", "hiredis", "
 
 
 class Cores(NamedTuple):
-    """*service* runs what is measured; *load* runs Redis, the load generator and this program."""
+    """*service* runs what is measured, *redis* Redis, *load* the load generator and this program.
+
+    On two cores, Redis and the load share one.
+    """
 
     service: int
+    redis: int
     load: int
 
     @property
@@ -25,12 +29,12 @@ class Cores(NamedTuple):
     def __str__(self) -> str:
         if not self.are_apart:
             return f"ONE core ({self.service}) for the service, Redis and the load: requests/s mean little"
-        return f"service on core {self.service}; Redis and load generator on core {self.load}"
+        return f"service on core {self.service}, Redis on {self.redis}, load generator on {self.load}"
 
 
 def _cores() -> Cores:
     allowed = sorted(os.sched_getaffinity(0))
-    return Cores(allowed[0], allowed[-1])
+    return Cores(allowed[0], allowed[min(1, len(allowed) - 1)], allowed[-1])
 
 
 ALL_CORES = os.sched_getaffinity(0)

@@ -64,7 +64,7 @@ def redis_server(
     folder: Path,
     settings: Mapping[str, str],
     *,
-    core: int | None = CORES.load,
+    core: int | None = CORES.redis,
     binary: Path | None = None,
 ) -> Iterator[Server]:
     """A server with *settings*, its data in *folder*; *binary*: another than :func:`operators_server`."""

@@ -24,6 +24,8 @@ START_S = 90.0
 POLL_S = 0.05
 OURS = "Sessions API"
 EXPRESS = "Express, in memory"
+ADK_IN_MEMORY = "google-adk, in memory"
+ELIZAOS = "@elizaos/server"
 
 
 class Running(NamedTuple):
@@ -73,9 +75,7 @@ def systems() -> dict[str, Callable[[], System]]:
         "ours": _ours,
         "express": _express,
         "adk": lambda: _adk("google-adk", "SQLite file, as by default", []),
-        "adk-memory": lambda: _adk(
-            "google-adk, in memory", "in its memory", ["--session_service_uri", "memory://"]
-        ),
+        "adk-memory": lambda: _adk(ADK_IN_MEMORY, "in its memory", ["--session_service_uri", "memory://"]),
         "langgraph": _langgraph,
         "elizaos": _elizaos,
     }
@@ -154,9 +154,7 @@ def _elizaos() -> System:
 
     mode = f"`AgentServer` on Bun {_npm_version(home, 'bun')}; sessions in a Map, messages in PGlite's files"
     # What is answered over http is in no history of it: 50 messages are 50 of the user's.
-    return System(
-        "@elizaos/server", _npm_version(home, "@elizaos/server"), mode, Sessions(sends_per_page=50), start
-    )
+    return System(ELIZAOS, _npm_version(home, "@elizaos/server"), mode, Sessions(sends_per_page=50), start)
 
 
 _AGENT = {"AGENT_ID": AGENT_ID, "ANSWER": ANSWER}
