@@ -115,16 +115,18 @@ def _lateness(body: Body) -> list[tuple[str, int, str]]:
     rows = []
     for name, key in (("told of an end", "expiryLagsMs"), ("  without a fault", "expiryLagsMsWithoutFault")):
         late_ms = sorted(lag_ms for schedule in body["schedules"] for lag_ms in schedule[key])
-        p50, p99 = (percentile(late_ms, share) for share in (0.5, 0.99))
-        rows.append(
-            (name, len(late_ms), f"p50 {p50} ms, p99 {p99} ms, max {max(late_ms, default=0)} ms after it")
-        )
+        rows.append((name, len(late_ms), _spread(late_ms) if late_ms else ""))
     return rows
 
 
+def _spread(late_ms: Sequence[int]) -> str:
+    p50, p99 = (percentile(late_ms, share) for share in (0.5, 0.99))
+    return f"p50 {p50} ms, p99 {p99} ms, max {late_ms[-1]} ms after it"
+
+
 def percentile(ordered: Sequence[int], share: float) -> int:
-    """Nearest rank; 0 of nothing."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
+    """Nearest rank, of one at least."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def write(path: Path, body: Body) -> None:
