@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from sessions_api.domain.ids import SessionId, partition_of_session
+from sessions_api.store.keys import Keyspace
 from tests.support.client import BASE, ECHO, Api, eventually, problem, some_id
 from tests.support.load import Chat, chatting, check, followed
 from tests.support.servers import RealServer, launch
@@ -285,3 +289,43 @@ def test_a_dead_redis_answers_fast_once_it_is_known(api: Api, store: RealServer)
     assert httpx2.get(f"{api.url}{BASE}/health", timeout=5).status_code == 503
     store.start()
     eventually(lambda: api.call("GET", f"/{session_id}").status_code == 200)
+
+
+def test_all_is_settled_after_everything_was_down_and_the_files_tail_is_torn(tmp_path: Path) -> None:
+    """A session whose end nobody saw is over; another goes on, and its log has no cursor twice."""
+    store = launch("valkey", tmp_path / "redis")
+    assert isinstance(store, RealServer)
+    service = Service(tmp_path / "service", redis_url=store.url, env=ENV | {"SESSION_RETENTION_MINUTES": "5"})
+    try:
+        service.start()
+        api = Api(service.url)
+        brief = api.session(timeoutConfig={"timeoutMinutes": 0.02, "autoRenew": False})
+        lasting = api.session()
+        api.ask(lasting, "before")
+        before = api.history(lasting)["messages"]
+        api.call("POST", f"/{lasting}/renew")  # of what this writes, or a lease, the end is cut off below
+        api.close()
+        service.kill()
+        store.kill()
+        tail = max((store.folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+        os.truncate(tail, tail.stat().st_size - 5)
+        time.sleep(2)  # until its end has passed: the keys' instants are absolute
+
+        store.start()
+        service.start()
+        after = Api(service.url)
+
+        problem(after.call("GET", f"/{brief}"), 410, "SESSION_EXPIRED")
+        due = Keyspace().partition(partition_of_session(SessionId(brief))).due
+        assert eventually(lambda: store.call("ZSCORE", due, brief) is None)
+        after.ask(lasting, "after")
+        messages = after.history(lasting)["messages"]
+        cursors = [message["cursor"] for message in messages]
+        assert cursors == sorted(set(cursors), reverse=True)
+        assert [m["content"] for m in messages][-len(before) :] == [m["content"] for m in before]
+        assert [m["content"] for m in messages][:2] == ["echo: after", "after"]
+        after.close()
+    finally:
+        service.stop()
+        store.stop()
+    service.assert_no_bug_logged(allowed=AWAY)
