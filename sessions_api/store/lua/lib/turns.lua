@@ -5,7 +5,7 @@
 
 local ENDED_KEPT = 50
 local MAX_TRACES = 8
-local MAX_ENTRIES, MAX_BYTES = 10000, 8388608
+local MAX_ENTRIES, MAX_BYTES, ROOM = 10000, 8388608, 16
 local LEAST_BYTES = 13 -- of an entry's body: {"by":"user"}
 local BACKOFF_MS = {1000, 5000}
 local LONGEST_PAUSE_MS = 60000
@@ -70,7 +70,8 @@ local function write(kind, turn_id, status, body)
   return cursor
 end
 
--- Only up to the oldest unanswered message: what an agent still has to read stays.
+-- Only up to the oldest unanswered message: what an agent still has to read stays. A log with
+-- too many makes room for some at a time: to find its oldest entry takes as long as the rest.
 local function trim()
   if s.log_bytes <= MAX_ENTRIES * LEAST_BYTES then return end
   local too_many = redis.call('XLEN', log) - MAX_ENTRIES
@@ -78,12 +79,16 @@ local function trim()
   local oldest = s.cursor
   local running_or_next = s.turn ~= '' and turn_of(s.turn)
   if running_or_next then oldest = running_or_next.messages[1] end
-  while s.log_bytes > MAX_BYTES or too_many > 0 do
-    local entry = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
-    if not entry or tonumber(string.match(entry[1], '%d+')) >= oldest then return end
-    redis.call('XDEL', log, entry[1])
-    s.log_bytes = s.log_bytes - #entry[2][4]
-    too_many = too_many - 1
+  local going = too_many > 0 and too_many + ROOM - 1 or 0
+  while s.log_bytes > MAX_BYTES or going > 0 do
+    local entries, ids = redis.call('XRANGE', log, '-', int(oldest - 1), 'COUNT', math.max(going, 1)), {}
+    if #entries == 0 then return end
+    for i, entry in ipairs(entries) do
+      ids[i] = entry[1]
+      s.log_bytes = s.log_bytes - #entry[2][4]
+    end
+    redis.call('XDEL', log, unpack(ids))
+    going = going - #ids
   end
 end
 
