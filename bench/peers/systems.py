@@ -72,7 +72,7 @@ class System:
 def systems() -> dict[str, Callable[[], System]]:
     """Word on the command line → the system, which that installs."""
     return {
-        "ours": _ours,
+        "ours": ours,
         "express": _express,
         "adk": lambda: _adk("google-adk", "SQLite file, as by default", []),
         "adk-memory": lambda: _adk(ADK_IN_MEMORY, "in its memory", ["--session_service_uri", "memory://"]),
@@ -84,12 +84,16 @@ def systems() -> dict[str, Callable[[], System]]:
 # ---------------------------------------------------------------- each of them
 
 
-def _ours() -> System:
+def ours(appendfsync: str = "everysec") -> System:
+    """This service, with its Redis."""
+
     @contextmanager
     def start(folder: Path) -> Iterator[Running]:
         core = CORES.service
         with (
-            redis_server(folder / "redis", {**DEPLOYED, **DURABLE}, core=core) as redis,
+            redis_server(
+                folder / "redis", {**DEPLOYED, **DURABLE, "appendfsync": appendfsync}, core=core
+            ) as redis,
             service(folder, redis.url, core=core) as replica,
         ):
             yield Running(replica.port, [replica.pid, redis.pid])

@@ -25,7 +25,6 @@ from sessions_api.domain.agents import AgentState, Availability
 from sessions_api.domain.ids import AgentId
 from sessions_api.store import alarms
 from sessions_api.store.loader import load
-from sessions_api.store.ready import counted
 from sessions_api.store.scripts import unknown
 
 if TYPE_CHECKING:
@@ -143,11 +142,11 @@ class Attendance:
         Turns are counted on those servers of a cluster that are there.
         """
         redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        time, text, flat, numbers = await asyncio.gather(
+        time, text, flat, (running, waiting) = await asyncio.gather(
             redis.command(b"TIME", safe=True),
             redis.command(b"HGET", keyspace.states, agent_id, safe=True),
             redis.command(b"HGETALL", keyspace.workers(agent_id), safe=True),
-            self._ready.counting(agent_id),
+            self._ready.counts(agent_id),
         )
         now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
         capacities: dict[bytes, int] = {}  # by worker, whatever the replica
@@ -157,7 +156,6 @@ class Attendance:
             if until_ms > now_ms:
                 capacities[worker] = max(capacity, capacities.get(worker, 0))
         state = _state_of(text)
-        running, waiting = counted(numbers)
         return Availability(
             state=state.state,
             since_ms=state.since_ms,

@@ -55,25 +55,24 @@ class Ready:
         )
         return [SessionId(member[-36:].decode()) for batch in batches for member in batch]
 
-    async def counts(self, agent_id: AgentId) -> tuple[int, int]:
-        """How many of the agent's turns run, and how many sessions wait to be claimed. One round trip.
+    def counts(self, agent_id: AgentId) -> Awaitable[tuple[int, int]]:
+        """How many of the agent's turns run, and how many sessions wait to be claimed.
 
-        Of a cluster, on the servers that are there.
+        Of a cluster, on the servers that are there. One round trip, which begins at
+        once: others can share it.
 
         Raises:
             StorageUnavailable: none is.
         """
-        return counted(await self.counting(agent_id))
-
-    def counting(self, agent_id: AgentId) -> Awaitable[list[int | None]]:
-        """What :func:`counted` makes :meth:`counts` of. Begins at once, to share a round trip with others."""
         redis, keyspace = self._scripts.redis, self._scripts.keyspace
-        return from_those_there(
-            redis.command(
-                b"ZLEXCOUNT", getattr(keyspace.partition(number), index), *_span(agent_id), safe=True
+        return _halves(
+            from_those_there(
+                redis.command(
+                    b"ZLEXCOUNT", getattr(keyspace.partition(number), index), *_span(agent_id), safe=True
+                )
+                for index in ("running", "ready")
+                for number in range(PARTITIONS)
             )
-            for index in ("running", "ready")
-            for number in range(PARTITIONS)
         )
 
     async def next_ready(self, agent_id: AgentId) -> Waiting:
@@ -109,10 +108,9 @@ class Ready:
         self._scripts.redis.post(b"PUBLISH", self._scripts.keyspace.wake(agent_id), session_id)
 
 
-def counted(numbers: list[int | None]) -> tuple[int, int]:
-    """Running and waiting, of what :meth:`Ready.counting` brought."""
-    running, waiting = numbers[:PARTITIONS], numbers[PARTITIONS:]
-    return sum(filter(None, running)), sum(filter(None, waiting))
+async def _halves(counts: Awaitable[list[int | None]]) -> tuple[int, int]:
+    numbers = [count or 0 for count in await counts]
+    return sum(numbers[:PARTITIONS]), sum(numbers[PARTITIONS:])
 
 
 def _span(agent_id: AgentId) -> tuple[str, str]:

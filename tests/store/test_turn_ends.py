@@ -12,7 +12,17 @@ from sessions_api.domain.ids import LOCAL_APP, SessionId, TurnId
 from sessions_api.errors import DeltaGap, TurnLost, TurnNotFound
 from sessions_api.store import Store
 from tests.support.stores import AGENT, Ears, age, answer_body, claimed, complete, opened, say, state_of
-from tests.support.turns import FIRST_LEASE_MS, LEASE_MS, act, kinds, lapsed, reclaimed, started, turn_of
+from tests.support.turns import (
+    FIRST_LEASE_MS,
+    LEASE_MS,
+    act,
+    kinds,
+    lapsed,
+    lapsed_in_mid_answer,
+    reclaimed,
+    started,
+    turn_of,
+)
 
 
 class TestComplete:
@@ -84,11 +94,8 @@ class TestComplete:
 
     async def test_what_a_lapsed_worker_streamed_may_be_the_answer(self, store: Store) -> None:
         """Nobody claimed the turn since, so nobody dropped it."""
-        taken = await started(store)
+        taken = await lapsed_in_mid_answer(store)
         sid, turn = SessionId(taken.session_id), taken.turn
-        await act(store, "delta", taken)
-        await age(store, sid, LEASE_MS)
-        await store.alarms.ring(sid)
 
         await store.turns.complete(sid, turn.turn_id, fence=turn.fence, around=(b'{"content":', b"}"))
 
@@ -149,11 +156,8 @@ class TestComplete:
         self, store: Store, ears: Ears
     ) -> None:
         """Followers were told that the turn is queued again, and with it to forget the text."""
-        taken = await started(store)
+        taken = await lapsed_in_mid_answer(store)
         sid, turn = SessionId(taken.session_id), taken.turn
-        await act(store, "delta", taken)
-        await age(store, sid, LEASE_MS)
-        await store.alarms.ring(sid)
         ears.heard()
 
         await store.turns.complete(

@@ -13,7 +13,17 @@ from sessions_api.errors import AnswerTooLarge, TurnLost
 from sessions_api.store import Store
 from sessions_api.store.written import Written
 from tests.support.stores import AGENT, Ears, age, answer_body, claimed, opened, say
-from tests.support.turns import ACTS, BACKOFF_MS, LEASE_MS, act, lapsed, reclaimed, started, turn_of, write
+from tests.support.turns import (
+    ACTS,
+    BACKOFF_MS,
+    act,
+    lapsed,
+    lapsed_in_mid_answer,
+    reclaimed,
+    started,
+    turn_of,
+    write,
+)
 from tests.support.waiters import metric
 
 ENDS = {"complete": "completed", "retry": "failed", "final": "failed", "release": "released"}
@@ -257,11 +267,8 @@ class TestATurnGivenBack:
     async def test_that_lapsed_is_announced_with_its_text_when_its_worker_returns(
         self, store: Store, ears: Ears, text: str
     ) -> None:
-        taken = await started(store)
+        taken = await lapsed_in_mid_answer(store)
         sid, turn = SessionId(taken.session_id), taken.turn
-        await act(store, "delta", taken)
-        await age(store, sid, LEASE_MS)
-        await store.alarms.ring(sid)
         ears.heard()
 
         if text:

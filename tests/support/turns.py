@@ -62,6 +62,15 @@ async def lapsed(store: Store, taken: ClaimedTurn) -> None:
     assert (await store.alarms.ring(SessionId(taken.session_id))).outcome == "lapsed"
 
 
+async def lapsed_in_mid_answer(store: Store) -> ClaimedTurn:
+    """It said "so", and no more until its lease was over."""
+    taken = await started(store)
+    await act(store, "delta", taken)
+    await age(store, SessionId(taken.session_id), LEASE_MS)
+    await store.alarms.ring(SessionId(taken.session_id))
+    return taken
+
+
 async def reclaimed(store: Store, taken: ClaimedTurn, by_ms: int = BACKOFF_MS) -> ClaimedTurn:
     """The same turn in its next attempt, after the pause."""
     await age(store, SessionId(taken.session_id), by_ms)
