@@ -188,25 +188,28 @@ class ClusterServer(TestServer):
         self.settle()
 
     def settle(self) -> None:
-        """Return when all servers agree who serves what, and replicas and primaries know each other."""
+        """Return when all servers agree who serves what, and each knows all replicas."""
         _until(self._is_settled)
 
     def _is_settled(self) -> bool:
-        views = set()
-        replicas, known = 0, 0
+        views, replicas, listed = set(), set(), []
+        known = 0
         for node in self.nodes:
             if not node.is_running:
                 continue
             state = node.state()
             if state["cluster_state"] != "ok" or state["cluster_slots_ok"] != str(SLOTS):
                 return False
-            views.add(tuple(sorted((row[0], row[1], row[2][1]) for row in node.call("CLUSTER", "SLOTS"))))
+            rows = node.call("CLUSTER", "SLOTS")
+            views.add(tuple(sorted((row[0], row[1], row[2][1]) for row in rows)))
+            listed.append({port for row in rows for _, port, *_ in row[3:]})
             role = node.call("ROLE")
             if role[0] == b"slave" and role[3] != b"connected":
                 return False
-            replicas += role[0] == b"slave"
+            if role[0] == b"slave":
+                replicas.add(node.port)
             known += len(role[2]) if role[0] == b"master" else 0
-        return len(views) == 1 and known >= replicas
+        return len(views) == 1 and known >= len(replicas) and all(replicas <= ports for ports in listed)
 
     def stop(self) -> None:
         for node in self.nodes:
