@@ -14,9 +14,10 @@ from tests.support.service import Service
 from tests.support.waiting import until
 
 AWAY = frozenset({"redis_circuit_opened"})
+STORAGE_UNAVAILABLE, NOT_REPLICATED = (503, "STORAGE_UNAVAILABLE"), (503, "NOT_REPLICATED")
 REFUSALS = {
-    (503, "STORAGE_UNAVAILABLE"),
-    (503, "NOT_REPLICATED"),
+    STORAGE_UNAVAILABLE,
+    NOT_REPLICATED,
     # The backlog: a claim whose answer was lost holds the session's turns for a lease of 10 s.
     (429, "RATE_LIMIT_EXCEEDED"),
 }
@@ -53,6 +54,10 @@ class Talk:
             lambda: all(len(chat.acknowledged) >= n for chat, n in zip(self.chats, wanted, strict=True)),
             within_s=STALL_S,
         )
+
+    async def refused(self, refusals: set[tuple[int, str]]) -> None:
+        """Until each session has met one of *refusals*."""
+        await until(lambda: all(refusals & {*chat.refusals} for chat in self.chats), within_s=STALL_S)
 
     def end(self) -> None:
         self._enough.set()
