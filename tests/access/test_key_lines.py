@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from contextlib import suppress
 
@@ -13,11 +12,9 @@ from hypothesis import strategies as st
 from sessions_api.access.keyring import Keyring, mint, parse
 from sessions_api.domain.access import EVERYTHING
 from sessions_api.errors import SettingsError
+from tests.support.keyrings import GOOD, HASH, SECRET
 
 AGENT = "7d1f0f6e-2f57-4a8b-9d5c-0f1f7a1c9e11"
-SECRET = "Zm9vYmFyYmF6cXV4_Zm9vYmFyYmF6cXV4-Zm9vYmFyY"
-HASH = hashlib.sha256(SECRET.encode()).hexdigest()
-GOOD = f"key1 shop app sha256:{HASH}"
 
 apps = st.from_regex(r"[a-z0-9-]{1,32}", fullmatch=True)
 scopes = st.one_of(

@@ -10,12 +10,18 @@ from starlette.applications import Starlette
 from sessions_api.api.state import State
 from sessions_api.app import create_app
 from sessions_api.domain.agents import ECHO_ID
+from sessions_api.domain.ids import AgentId
 from sessions_api.settings import Settings
 from tests.support.presence import attend
 from tests.support.servers import TestServer
 
 BASE = "/api/messaging/sessions"
 USER = "11111111-1111-4111-8111-111111111111"
+AGENTS = "/api/agents"
+AGENT = AgentId("7d1f0f6e-2f57-4a8b-9d5c-0f1f7a1c9e11")
+ONE = f"{AGENTS}/{AGENT}"
+WORKER = {"name": "Support", "kind": "worker"}
+"""A definition that leaves out what it may."""
 
 
 class Api:
@@ -64,3 +70,15 @@ async def api(server: TestServer) -> AsyncIterator[Api]:
     """The service on the server, with Echo."""
     async with Api(server.url) as api:
         yield api
+
+
+async def put(api: Api, body: dict[str, Any], agent_id: str = AGENT) -> dict[str, Any]:
+    """Define an agent, new or not; what is shown of it."""
+    reply = await api.http.put(f"{AGENTS}/{agent_id}", json=body)
+    assert reply.status_code in {200, 201}, reply.text
+    return dict(reply.json())
+
+
+def fields(error: dict[str, Any]) -> set[str]:
+    """Those that a ``VALIDATION_ERROR`` names."""
+    return {bad["field"] for bad in error["details"]["errors"]}

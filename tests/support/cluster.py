@@ -34,8 +34,8 @@ SUITES = frozenset(
         *(
             f"store.test_{name}"
             for name in (
-                "agents alarms append attendance availability claim configure grants hold limits listing log "
-                "meter partitions replicas sessions signing turn_ends"
+                "agents alarms append attendance availability cancel claim configure grants hold limits "
+                "listing log meter partitions replicas sessions signing turn_ends"
             ).split()
         ),
     }

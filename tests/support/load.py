@@ -20,6 +20,7 @@ import httpx2
 
 from tests.support.client import BASE, ECHO, some_id
 from tests.support.streams import EventStream
+from tests.support.waiting import until
 
 PATIENCE_S = 75.0  # a turn whose worker was struck is handed out again when its lease of 30 s has lapsed
 RETRY_S = 0.02
@@ -176,6 +177,35 @@ async def followed(chats: list[Chat]) -> AsyncIterator[list[Follower]]:
     finally:
         for follower in followers:
             await follower.stop()
+
+
+async def talk(
+    chats: list[Chat],
+    prefix: str,
+    count: int,
+    *,
+    pause_s: float = 0.0,
+    enough: asyncio.Event | None = None,
+) -> None:
+    """Post *count* messages in each chat, or fewer once it is *enough*, at the replicas in turn."""
+
+    async def in_one(chat: Chat) -> None:
+        for number in range(count):
+            if enough is not None and enough.is_set():
+                return
+            await chat.post(f"{prefix}{number}", at=number)
+            await asyncio.sleep(pause_s)
+
+    await asyncio.gather(*(in_one(chat) for chat in chats))
+
+
+async def until_more_are_acknowledged(chats: list[Chat], more: int = 3) -> None:
+    """Until *more* messages than now are acknowledged in each chat."""
+    counts = [len(chat.acknowledged) + more for chat in chats]
+    await until(
+        lambda: all(len(chat.acknowledged) >= count for chat, count in zip(chats, counts, strict=True)),
+        within_s=45,
+    )
 
 
 async def check(chats: list[Chat], followers: list[Follower]) -> None:

@@ -1,4 +1,4 @@
-"""The service that the tests of hostile input attack: a worker of its own for each module."""
+"""A Redis for a module's replicas, and the service that hostile input attacks; each module has its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from tests.support.client import Api
 from tests.support.servers import TestServer, launch
 from tests.support.service import Service
 from tests.support.target import soft_limit
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
+    server = launch("valkey", tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")

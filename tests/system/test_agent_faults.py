@@ -31,7 +31,7 @@ from tests.support.conversations import (
     turn_is,
     turn_of,
 )
-from tests.support.servers import TestServer, launch
+from tests.support.servers import TestServer
 from tests.support.service import Service
 from tests.support.worker_process import Crew
 
@@ -42,13 +42,6 @@ EXAMPLE_AGENT = "7d1f0f6e-2f57-4a8b-9d5c-0f1f7a1c9e11"
 # A lease lapses within a second, and however often a slow machine lets that happen, no turn fails.
 SOON = {"turnTimeoutMs": 1_000, "maxAttempts": 20}
 TWICE = {"turnTimeoutMs": 2_000, "maxAttempts": 2}
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServer]:
-    server = launch("valkey", tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")
