@@ -180,12 +180,33 @@ def lags(history: History) -> Iterator[Lag]:
             if event.type == "session.expired":
                 end_ms = instant_ms(event.data["expiredAt"])
                 if began[event.connection] <= end_ms:
-                    faults = [
-                        struck
-                        for struck in history.struck
-                        if struck.began_ms <= event.at_ms and struck.ended_ms >= end_ms - AFTER_FAULT_MS
-                    ]
+                    faults = about(history, end_ms - AFTER_FAULT_MS, event.at_ms)
                     yield Lag(following, end_ms, event.at_ms - end_ms, faults)
+
+
+def about(history: History, from_ms: int, until_ms: int) -> list[Struck]:
+    """The faults that were under way at some instant between these."""
+    return [struck for struck in history.struck if struck.began_ms <= until_ms and struck.ended_ms >= from_ms]
+
+
+class Stall(NamedTuple):
+    """How long a message took, from its first try to its acknowledgement."""
+
+    took_ms: int
+    faults: list[Struck]
+    """Those that were under way meanwhile."""
+    is_calm: bool
+    """There were none, nor shortly before."""
+
+
+def stalls(history: History) -> Iterator[Stall]:
+    """Of all messages that were acknowledged before their answers were there."""
+    for said in history.said:
+        if said.acks and not said.waits:
+            ended_ms = said.acks[0].at_ms
+            faults = about(history, said.began_ms, ended_ms)
+            is_calm = not about(history, said.began_ms - AFTER_FAULT_MS, ended_ms)
+            yield Stall(ended_ms - said.began_ms, faults, is_calm)
 
 
 def in_time(history: History) -> Iterator[Violation]:

@@ -66,6 +66,10 @@ class Said:
     who: str
     content: str
     """Unlike that of any other message; it begins with the session's id."""
+    began_ms: int = 0
+    """When it was first sent."""
+    waits: bool = False
+    """For its answer, at first: then that is in how long it took."""
     tries: int = 0
     acks: list[Ack] = field(default_factory=list)
     outcome: str = ""

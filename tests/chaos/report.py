@@ -7,11 +7,12 @@ import json
 import os
 import platform
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.history import Struck
 from tests.chaos.run import Outcome
 from tests.chaos.schedule import KINDS
 
@@ -34,6 +35,7 @@ COUNTS = {
     "expired": "sessions",
     "deleted": "sessions",
 }
+CALM = "none"
 Body = dict[str, Any]
 
 
@@ -53,10 +55,21 @@ def _line(outcome: Outcome) -> Body:
         "replicas": outcome.schedule.replicas,
         "counts": dict(outcome.counts),
         "faults": dict(outcome.faults),
-        "expiryLagsMs": sorted(lag.late_ms for lag in outcome.lags),
-        "expiryLagsMsWithoutFault": sorted(lag.late_ms for lag in outcome.lags if not lag.faults),
+        "endsToldMs": sorted(lag.late_ms for lag in outcome.lags),
+        "endsToldMsDuring": _by_fault((lag.late_ms, lag.faults, not lag.faults) for lag in outcome.lags),
+        "acknowledgedMs": sorted(stall.took_ms for stall in outcome.stalls),
+        "acknowledgedMsDuring": _by_fault(outcome.stalls),
         "violations": [str(violation) for violation in outcome.violations],
     }
+
+
+def _by_fault(times: Iterable[tuple[int, list[Struck], bool]]) -> dict[str, list[int]]:
+    """Milliseconds by the kinds of fault that were about then."""
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for time_ms, faults, is_calm in times:
+        for kind in {CALM} if is_calm else {struck.kind for struck in faults}:
+            found[kind].append(time_ms)
+    return {kind: sorted(times_ms) for kind, times_ms in found.items()}
 
 
 def table(body: Body) -> str:
@@ -67,6 +80,13 @@ def table(body: Body) -> str:
     lines += [f"{name:<20}{count:>10}  {told}" for name, count, told in _lateness(body)]
     lines += ["", "faults"]
     lines += [f"  {name:<18}{faults[name]:>10}  {KINDS[name].what}" for name in KINDS if faults[name]]
+    lines += ["", f"{'':<20}{'acknowledged after ms':>26}{'told of an end, ms late':>26}"]
+    lines += [f"{'fault under way':<20}" + f"{'p50':>10}{'p99':>8}{'max':>8}" * 2]
+    for name, _, acknowledged, told in _during(body):
+        cells = "".join(
+            f"{p50:>10}{p99:>8}{longest:>8}" for p50, p99, longest in map(_spread, (acknowledged, told))
+        )
+        lines.append(f"  {name:<18}{cells}")
     lines += ["", f"{'violations':<20}{violations.total():>10}"]
     lines += [f"  {name:<18}{count:>10}" for name, count in violations.most_common()]
     return "\n".join(lines)
@@ -90,8 +110,22 @@ def _block(body: Body) -> str:
         f"| **violations** | **{violations.total()}** | {_listed(violations)} |",
     ]
     lines += [f"| {name} | {counts[name]:,} | {what} |" for name, what in COUNTS.items()]
-    lines += [f"| {name.strip()} | {count:,} | {told} |" for name, count, told in _lateness(body)]
-    lines += [f"| faults | {faults.total()} | {_listed(faults)} |"]
+    lines += [f"| {name} | {count:,} | {told} |" for name, count, told in _lateness(body)]
+    lines += [
+        f"| faults | {faults.total()} | |",
+        "",
+        "| fault under way | times | messages | ms p50 | p99 | max | ends | ms p50 | p99 | max |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, times, acknowledged, told in _during(body):
+        cells = (
+            f"{times or ''}",
+            f"{len(acknowledged):,}",
+            *_spread(acknowledged),
+            f"{len(told):,}",
+            *_spread(told),
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -111,17 +145,36 @@ def _sums(body: Body) -> tuple[Counter[str], Counter[str], Counter[str]]:
 
 
 def _lateness(body: Body) -> list[tuple[str, int, str]]:
-    """How late followers heard of an end, by this machine's clock; then those with no fault about."""
+    """How long acknowledgements took, and how late followers heard of an end, by this machine's clock."""
     rows = []
-    for name, key in (("told of an end", "expiryLagsMs"), ("  without a fault", "expiryLagsMsWithoutFault")):
-        late_ms = sorted(lag_ms for schedule in body["schedules"] for lag_ms in schedule[key])
-        rows.append((name, len(late_ms), _spread(late_ms) if late_ms else ""))
+    for name, key, what in (
+        ("acknowledged after", "acknowledgedMs", "from the first try, those that did not wait for an answer"),
+        ("told of an end", "endsToldMs", "after it"),
+    ):
+        times_ms = sorted(time_ms for schedule in body["schedules"] for time_ms in schedule[key])
+        p50, p99, longest = _spread(times_ms)
+        rows.append(
+            (name, len(times_ms), f"p50 {p50} ms, p99 {p99} ms, max {longest} ms {what}" if times_ms else "")
+        )
     return rows
 
 
-def _spread(late_ms: Sequence[int]) -> str:
-    p50, p99 = (percentile(late_ms, share) for share in (0.5, 0.99))
-    return f"p50 {p50} ms, p99 {p99} ms, max {late_ms[-1]} ms after it"
+def _during(body: Body) -> Iterator[tuple[str, int, list[int], list[int]]]:
+    """Of none, then each kind of fault: how often it was, how long messages took, how late ends were told."""
+    _, faults, _ = _sums(body)
+    for kind in (CALM, *sorted(faults)):
+        acknowledged, told = (
+            sorted(time_ms for schedule in body["schedules"] for time_ms in schedule[key].get(kind, ()))
+            for key in ("acknowledgedMsDuring", "endsToldMsDuring")
+        )
+        yield kind, faults[kind], acknowledged, told
+
+
+def _spread(times_ms: Sequence[int]) -> tuple[str, str, str]:
+    """Median, 99th percentile and longest; of none nothing."""
+    if not times_ms:
+        return "", "", ""
+    return f"{percentile(times_ms, 0.5):,}", f"{percentile(times_ms, 0.99):,}", f"{times_ms[-1]:,}"
 
 
 def percentile(ordered: Sequence[int], share: float) -> int:

@@ -15,7 +15,7 @@ from tests.chaos.asking import Service
 from tests.chaos.checker import check
 from tests.chaos.clients import Client
 from tests.chaos.faults import Striker
-from tests.chaos.hearing import Lag, lags
+from tests.chaos.hearing import Lag, Stall, lags, stalls
 from tests.chaos.history import History
 from tests.chaos.reading import Reader
 from tests.chaos.schedule import LOSING, Schedule
@@ -34,6 +34,7 @@ class Outcome(NamedTuple):
     counts: Counter[str]
     faults: Counter[str]
     lags: list[Lag]
+    stalls: list[Stall]
     history: History
 
     def write(self, folder: Path) -> None:
@@ -55,7 +56,9 @@ async def run(schedule: Schedule, folder: Path) -> Outcome:
     history.may_rewind = any(struck.kind in LOSING for struck in history.struck)
     violations += check(history)
     faults = Counter(struck.kind for struck in history.struck)
-    return Outcome(schedule, violations, counted(history), faults, list(lags(history)), history)
+    return Outcome(
+        schedule, violations, counted(history), faults, list(lags(history)), list(stalls(history)), history
+    )
 
 
 async def _play(schedule: Schedule, world: World, history: History) -> None:

@@ -40,8 +40,10 @@ BODY: report.Body = {
             "topology": "single",
             "counts": {"sessions": 3, "acknowledged": 1_000},
             "faults": {"redis-kill": 1},
-            "expiryLagsMs": [10, 30],
-            "expiryLagsMsWithoutFault": [10],
+            "endsToldMs": [10, 30],
+            "endsToldMsDuring": {"none": [10], "redis-kill": [30]},
+            "acknowledgedMs": [5, 7, 900],
+            "acknowledgedMsDuring": {"none": [5, 7], "redis-kill": [900]},
             "violations": ["lost: a: b: c"],
         }
     ]
@@ -58,6 +60,7 @@ class TestCounts:
         assert re.search(r"redis-kill +2 ", table)
         assert re.search(r"violations +2\n +lost +2", table)
         assert "p50 30 ms, p99 30 ms, max 30 ms" in table
+        assert re.search(r"none +7 +7 +7 +10 +10 +10\n +redis-kill +900 +900 +900 +30 +30 +30\n", table)
 
     def test_are_put_into_the_page(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         page = tmp_path / "faults.md"
@@ -68,4 +71,6 @@ class TestCounts:
 
         assert "| **violations** | **2** | lost 2 |" in page.read_text()
         assert "| acknowledged | 2,000 |" in page.read_text()
+        assert "| none |  | 4 | 7 | 7 | 7 | 2 | 10 | 10 | 10 |" in page.read_text()
+        assert "| redis-kill | 2 | 2 | 900 | 900 | 900 | 2 | 30 | 30 | 30 |" in page.read_text()
         assert page.read_text().partition("### Sentinels")[2] == TEXT.partition("### Sentinels")[2]

@@ -74,7 +74,9 @@ class Visit:
     def _new(self) -> tuple[Said, dict[str, Any], dict[str, str]]:
         """A message that is in no other session, and was never said before."""
         content = f"{self._life.session_id} {self._client.name} {len(self._said)}"
-        said = Said(session_id=self._life.session_id, who=self._client.name, content=content)
+        said = Said(
+            session_id=self._life.session_id, who=self._client.name, content=content, began_ms=now_ms()
+        )
         self._said.append(said)
         self._service.history.said.append(said)
         on_busy = self._dice.choices(("queue", "merge", "interrupt", "reject"), (6, 3, 2, 1))[0]
@@ -92,6 +94,7 @@ class Visit:
 
     async def _ask_and_wait(self) -> None:
         said, body, headers = self._new()
+        said.waits = True
         self._bodies[said.content] = body
         await self._post(said, body | {"transport": "http", "timeoutMs": TURN_WAIT_MS}, headers)
 
