@@ -110,7 +110,11 @@ def _remove(args: argparse.Namespace) -> int:
         kept = [line for line in lines if _id_of(line) != args.id.encode()]
         if len(kept) == len(lines):
             raise CommandError(f"no key {args.id} is in {path}")
-        _replace(path, b"\n".join(kept), like=os.fstat(number))
+        content = b"\n".join(kept)
+        try:
+            _replace(path, content, like=os.fstat(number))
+        except PermissionError:  # the folder is another's, or the file's group one that we are not in
+            _overwrite(number, content)
     print(f"key {args.id} is removed from {path}")
     if not any(map(_id_of, kept)):
         print("no key is left: a service does not start with this file and no SESSIONS_KEYS", file=sys.stderr)
@@ -191,6 +195,18 @@ def _replace(path: Path, content: bytes, *, like: os.stat_result) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_folder(path)
+
+
+def _overwrite(number: int, content: bytes) -> None:
+    """Put the shorter *content* into the open file; whoever reads meanwhile finds blank lines behind it."""
+    size = os.fstat(number).st_size
+    padded = content.ljust(size, b"\n")
+    written = 0
+    while written < size:
+        written += os.pwrite(number, padded[written:], written)
+    os.fsync(number)
+    os.ftruncate(number, len(content))
+    os.fsync(number)
 
 
 def _sync_folder(path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import errno
 import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from typing import Any
 import pytest
 
 from sessions_api.access.keyring import Keyring, mint
+from sessions_api.cli import keys
 from tests.support.commands import clean_environment, command
 from tests.support.waiting import until
 
@@ -184,6 +188,27 @@ class TestRm:
         assert file.stat().st_mode & 0o777 == 0o640
         assert list(file.parent.iterdir()) == [file]
         assert {key[:12], last[:12]} <= set(file.read_bytes().decode("latin-1").split())
+
+    def test_keeps_the_file_where_no_other_could_have_its_owner(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in docs: the group is the container's, and whoever runs the command is not in it."""
+        (one, _), (two, gone), (three, _) = (mint("shop", ["app"]) for _ in range(3))
+        file.write_text(f"{one}\n{two}\n{three}\n")
+        before = file.stat()
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "fchown", refuse)
+        parser = argparse.ArgumentParser()
+        keys.arguments(parser)
+        status = keys.run(parser.parse_args(["rm", gone[:12], "--file", str(file)]))
+
+        assert status == 0
+        assert file.read_text() == f"{one}\n{three}\n"
+        assert file.stat().st_ino == before.st_ino
+        assert list(file.parent.iterdir()) == [file]
 
     def test_makes_a_running_keyring_forget_the_key(self, file: Path) -> None:
         key = new("--file", str(file)).stdout.strip()
