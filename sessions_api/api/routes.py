@@ -57,6 +57,8 @@ _ONE: Final = BASE + "/{sessionId}"
 _TURN: Final = _ONE + "/turns/{turnId}"
 _AGENT: Final = agents.BASE + "/{agentId}"
 METRICS: Final = "/metrics"
+PROBES: Final = frozenset({"/livez", "/readyz", METRICS})
+"""What an operator's machines ask, over and over: neither traced nor refused by a full process."""
 
 ROUTES: Final = (
     _route("POST", BASE, sessions.create, "app"),

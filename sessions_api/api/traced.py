@@ -17,14 +17,13 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sessions_api.api.requests import TRACE_HEADERS, trace_of
-from sessions_api.api.routes import METRICS, WEBSOCKET, Lookup
+from sessions_api.api.routes import PROBES, WEBSOCKET, Lookup
 from sessions_api.domain.ids import is_uuid
 from sessions_api.domain.traces import Trace, trace_headers
 from sessions_api.telemetry.tracing import Arrived, HttpSpan, Tracing
 
 REDACTED: Final = "REDACTED"
 """A path that is none of ours, or whose ids are none, may hold anything."""
-UNTRACED: Final = frozenset({"/livez", "/readyz", METRICS})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
 _ATTRIBUTES: Final = {
     "sessionId": "gen_ai.conversation.id",
@@ -46,7 +45,7 @@ class Traced:
             case "http":
                 found = self._lookup.find(scope["path"])
                 route, params = (None, {}) if found is None else (found[0].path, found[1])
-                if route in UNTRACED:
+                if route in PROBES:
                     await self._app(scope, receive, send)
                 else:
                     await self._request(route, params, scope, receive, send)

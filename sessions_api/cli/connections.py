@@ -12,6 +12,8 @@ one that is answered (a read of 256 KiB holds thousands, and each is an object
 of ours); 2 MiB of a body that was refused; 30 s for a request to arrive; and
 of a reply that waits to be taken, 64 KiB must be in each minute. Connections
 themselves are bounded too: the last file descriptors are for Redis and agents.
+A few beyond the bound may ask whether the process lives, and for its metrics: one
+that is full is not ended by its probes, with everybody in it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, ClassVar, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sessions_api.api.replies import WHOLE_REPLY
+from sessions_api.api.routes import PROBES
 from sessions_api.cli.outward import Joining, refusal
 from sessions_api.errors import (
     HeadTooLarge,
@@ -40,6 +43,10 @@ MAX_PIPELINED: Final = 32
 MAX_UNWANTED_BYTES: Final = 2 * 1024 * 1024
 LEAST_TAKEN_BYTES: Final = 64 * 1024
 RESERVED_DESCRIPTORS: Final = 1_000
+SPARE: Final = 16
+"""Connections beyond the bound, for :data:`PROBES`."""
+SPARE_S: Final = 1.0
+"""For one of these to say what it wants."""
 
 # What of the newest request is still to come.
 NOTHING: Final = 0
@@ -72,6 +79,8 @@ class Connection(HttpToolsProtocol):
     _unwanted_bytes = 0
     _untaken_bytes = 0
     _has_host = False
+    _too_many: TooManyConnections | None = None
+    """What a connection beyond the bound is told, unless it is a probe's."""
     _is_over = False
     """What comes from now on is not read: the connection ends after the answers that are due."""
     _refusal: SessionsError | None = None
@@ -90,6 +99,8 @@ class Connection(HttpToolsProtocol):
         # Not as uvicorn does it, which would refuse requests on connections that it has let in.
         most, self.limit_concurrency = most_connections(self.limit_concurrency), None
         if len(self.connections) > most:
+            self._too_many = TooManyConnections(most)
+        if len(self.connections) > most + SPARE:
             self._refuse(TooManyConnections(most))
         else:
             self._expect_all()
@@ -160,6 +171,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._head_bytes + len(self.url) > MAX_HEAD_BYTES:
             self._stop_for(HeadTooLarge(MAX_HEAD_BYTES))
+        if self._too_many is not None and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
+            self._stop_for(self._too_many)
         if len(self.pipeline) >= MAX_PIPELINED:
             self._is_over = True  # these are answered; the others have to be asked again (RFC 9112, 9.3.2)
             raise MalformedRequest
@@ -217,7 +230,8 @@ class Connection(HttpToolsProtocol):
             self._expect_all()
 
     def _expect_all(self) -> None:
-        self._deadline = self.loop.call_later(self.arrival_s, self._on_deadline)
+        arrival_s = self.arrival_s if self._too_many is None else SPARE_S
+        self._deadline = self.loop.call_later(arrival_s, self._on_deadline)
 
     def _expect_nothing(self) -> None:
         if self._deadline is not None:
@@ -230,6 +244,8 @@ class Connection(HttpToolsProtocol):
             return
         if self._is_answering and (self._is_behind or self.cycle.response_started):
             self._expect_all()  # an earlier request is still being answered: that goes first
+        elif self._too_many is not None:
+            self._refuse(self._too_many)
         elif self._awaited == HEAD or (self._awaited == BODY and self._is_answering):
             self._refuse(RequestTooSlow(self.arrival_s))
         else:  # nothing was ever asked, or it has its answer

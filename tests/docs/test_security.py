@@ -49,7 +49,10 @@ class TestBounds:
     @pytest.mark.parametrize(
         "what, numbers",
         [
-            ("connections of one process", [serving.BESIDE_FOLLOWERS, connections.RESERVED_DESCRIPTORS]),
+            (
+                "connections of one process",
+                [serving.BESIDE_FOLLOWERS, connections.RESERVED_DESCRIPTORS, connections.SPARE],
+            ),
             ("request line", [connections.MAX_HEAD_BYTES // KIB, connections.HEADER_BYTES]),
             ("requests sent ahead", [connections.MAX_PIPELINED]),
             ("a request to arrive", [connections.Connection.arrival_s]),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import resource
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessions_api.cli.connections import MAX_PIPELINED
-from tests.support.client import Api, eventually
+from sessions_api.cli.connections import MAX_PIPELINED, SPARE
+from tests.support.client import BASE, Api, eventually
 from tests.support.service import Service
 from tests.support.target import (
     CHUNKED,
@@ -28,6 +29,8 @@ from tests.support.wire import Reply, Wire, handshake
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("others_are_served")]
 IDLE = 10_000
 MOST_KB_EACH = 12
+MOST = 100
+ORDINARY = LAST.replace(b"/livez", f"{BASE}/health".encode())
 
 
 class TestMany:
@@ -47,29 +50,55 @@ class TestMany:
 
         assert each_kb < MOST_KB_EACH
 
-    def test_more_than_may_be_are_told_so(self, target: Service) -> None:
+    def test_more_than_may_be_are_told_so(self, full: Service) -> None:
         """The bound leaves descriptors for Redis and agents; newcomers get 503 until there is room."""
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        before = resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (200, hard))
-        try:
+        with filled(full):
+            reply = eventually(lambda: told_to_go(full.port))
+
+            assert (reply.status, reply.code) == (503, "OVERLOADED")
+            assert reply.body["error"]["details"] == {"limit": MOST}
+            assert reply.body["error"]["retryable"]
+            assert reply.headers["retry-after"] == "5"
+            assert told_to_go(full.port, b"") is not None, "silence is no way to stay"
+        eventually(lambda: told_to_go(full.port) is None)
+
+    def test_a_full_process_answers_its_probes(self, full: Service) -> None:
+        """Else the kubelet would end it, and all of its clients came to the next one."""
+        with filled(full):
+            eventually(lambda: told_to_go(full.port))
+            for path in (b"/livez", b"/readyz?"):
+                assert told_to_go(full.port, LAST.replace(b"/livez", path)) is None, path
             with ExitStack() as stack:
-                for _ in range(100):
-                    stack.enter_context(Wire(target.port))
-                reply = eventually(lambda: told_to_go(target.port))
-
-                assert (reply.status, reply.code) == (503, "OVERLOADED")
-                assert reply.body["error"]["details"] == {"limit": 100}
-                assert reply.body["error"]["retryable"]
-                assert reply.headers["retry-after"] == "5"
-            eventually(lambda: told_to_go(target.port) is None)
-        finally:
-            resource.prlimit(target.pid, resource.RLIMIT_NOFILE, before)
+                silent = [stack.enter_context(Wire(full.port)) for _ in range(SPARE + 4)]
+                assert [wire.reply().code for wire in silent[SPARE:]] == ["OVERLOADED"] * 4, "at once"
+                assert [wire.reply().code for wire in silent[:SPARE]] == ["OVERLOADED"] * SPARE
+            assert told_to_go(full.port, LAST) is None
 
 
-def told_to_go(port: int) -> Reply | None:
-    """What a new connection is told that says nothing itself, and then is asked for a sign of life."""
+@pytest.fixture
+def full(target: Service) -> Iterator[Service]:
+    """It may have :data:`MOST` connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (2 * MOST, hard))
+    try:
+        yield target
+    finally:
+        resource.prlimit(target.pid, resource.RLIMIT_NOFILE, before)
+
+
+@contextmanager
+def filled(service: Service) -> Iterator[None]:
+    """As many connections as may be, which say nothing."""
+    with ExitStack() as stack:
+        for _ in range(MOST):
+            stack.enter_context(Wire(service.port))
+        yield
+
+
+def told_to_go(port: int, asks: bytes = ORDINARY) -> Reply | None:
+    """What a new connection is told that *asks*, if that is no answer to it."""
     with Wire(port) as wire:
-        wire.send(LAST)
+        wire.send(asks)
         (reply,) = wire.replies()
     return reply if reply.status != 200 else None
 
