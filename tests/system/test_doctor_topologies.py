@@ -133,14 +133,23 @@ class TestCluster:
         assert len(found["rights"]) == 3
         assert len(found["notifications"]) == 3
 
-    async def test_that_stops_whole_for_one_shard_is_warned_of(self, cluster: ClusterServer) -> None:
-        tune(*cluster.nodes, cluster_require_full_coverage="yes")
+    async def test_that_stops_whole_for_one_shard_or_waits_for_long_is_warned_of(
+        self, cluster: ClusterServer
+    ) -> None:
+        """Be it by the setting of one server of six."""
+        one, two = cluster.nodes[2], cluster.nodes[4]
+        timeout_ms = one.config_get("cluster-node-timeout")
+        tune(two, cluster_require_full_coverage="yes")
+        tune(one, cluster_node_timeout="60000")
         try:
             found = await findings(cluster.url)
         finally:
-            tune(*cluster.nodes, cluster_require_full_coverage="no")
+            tune(two, cluster_require_full_coverage="no")
+            tune(one, cluster_node_timeout=timeout_ms)
 
-        assert bad(found) == {"coverage": "warn"}
+        assert bad(found) == {"coverage": "warn", "failover-time": "warn"}
+        assert found["coverage"][0].found.endswith(f": 127.0.0.1:{two.port}")
+        assert found["failover-time"][0].found.endswith(f": 127.0.0.1:{one.port}")
 
     async def test_of_which_one_server_is_badly_set_names_it(self, cluster: ClusterServer) -> None:
         one = cluster.primaries[1]

@@ -115,7 +115,7 @@ def _persistence(look: Look) -> Finding | None:
             "persistence",
             "append-only file, appendfsync no",
             costs="a power failure loses what the kernel had not written: up to 30 s",
-            fix="CONFIG SET appendfsync everysec: then at most one second",
+            fix="CONFIG SET appendfsync everysec: then a second, at most two",
         )
     return Finding("ok", "persistence", f"append-only file, appendfsync {sync or 'not to be seen'}")
 

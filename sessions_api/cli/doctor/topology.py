@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from sessions_api.cli.doctor.findings import Finding
@@ -215,24 +215,30 @@ def _of_cluster(looks: list[Look]) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "spread", spread)
-    settings = primaries[0].settings
-    if settings.get("cluster-require-full-coverage") == "yes":
+    covered = _names(look for look in looks if look.settings.get("cluster-require-full-coverage") == "yes")
+    if covered:
         yield Finding(
             "warn",
             "coverage",
-            "cluster-require-full-coverage yes",
+            f"cluster-require-full-coverage yes: {covered}",
             costs="the loss of one primary stops all the others, too",
             fix="CONFIG SET cluster-require-full-coverage no, on every server",
         )
-    timeout_ms = settings.get("cluster-node-timeout")
-    if timeout_ms is not None and int(timeout_ms) > MOST_NODE_TIMEOUT_MS:
+    slow = _names(
+        look for look in looks if int(look.settings.get("cluster-node-timeout") or 0) > MOST_NODE_TIMEOUT_MS
+    )
+    if slow:
         yield Finding(
             "warn",
             "failover-time",
-            f"cluster-node-timeout {timeout_ms}",
+            f"cluster-node-timeout above {MOST_NODE_TIMEOUT_MS}: {slow}",
             costs="a dead primary is missed for so long: 503 for its sessions meanwhile",
             fix="CONFIG SET cluster-node-timeout 5000, on every server",
         )
+
+
+def _names(looks: Iterable[Look]) -> str:
+    return ", ".join(look.server.name for look in looks)
 
 
 def _of_replication(look: Look) -> Iterator[Finding]:
