@@ -88,6 +88,7 @@ class Sweep:
         self._nudge_s = 0.0
         self._settle_s = 0.0
         self._gauges_s = 0.0
+        self._has_warned = False  # that Redis may evict
         self._failures: dict[SessionId, int] = {}
         self._walks: deque[tuple[int, str, bytes]] = deque()
         self._walked_s: dict[int, float] = {}
@@ -282,8 +283,13 @@ class Sweep:
         metrics.NEAR_SESSIONS.set(sum(each.near for each in gauges))
         metrics.READY_SESSIONS.set(sum(each.ready for each in gauges))
         metrics.RUNNING_SESSIONS.set(sum(each.running for each in gauges))
-        is_ours = ATTENDED_IN in self._leases.kept
-        metrics.REDIS_MEMORY.set(await self._alarms.fullness() if is_ours else 0)
+        servers = await self._alarms.memory() if ATTENDED_IN in self._leases.kept else []
+        metrics.REDIS_MEMORY.set(max((server.fullness for server in servers), default=0.0))
+        evicting = {server.policy for server in servers if server.may_evict}
+        metrics.REDIS_EVICTING.set(sum(server.may_evict for server in servers))
+        if evicting and not self._has_warned:
+            log.error("redis_may_evict", policies=sorted(evicting))
+        self._has_warned = bool(evicting)
 
     async def _ask_toll(self) -> None:
         """Learn what a script costs Redis now."""
@@ -328,5 +334,6 @@ class Sweep:
             metrics.RUNNING_SESSIONS,
             metrics.DUE_ALARMS,
             metrics.REDIS_MEMORY,
+            metrics.REDIS_EVICTING,
         ):
             metric.set(0)

@@ -77,6 +77,22 @@ class PartitionGauges(msgspec.Struct, frozen=True):
     running: int
 
 
+class Memory(msgspec.Struct, frozen=True):
+    """What a server says of its memory."""
+
+    fullness: float
+    """Used over ``maxmemory``; 0 where that is no limit."""
+    policy: str
+    """``maxmemory-policy``: with any but ``noeviction`` a full server forgets conversations."""
+
+    @property
+    def may_evict(self) -> bool:
+        return self.policy != NOEVICTION
+
+
+NOEVICTION: Final = "noeviction"
+
+
 class Alarms:
     """What keepers do; every method is safe to repeat and to race."""
 
@@ -161,12 +177,12 @@ class Alarms:
         )
         return PartitionGauges(*counts)
 
-    async def fullness(self) -> float:
-        """Memory used over ``maxmemory``, of the fullest primary; 0 where none has a limit, or tells."""
+    async def memory(self) -> list[Memory]:
+        """How it is with the memory of each primary that tells."""
         redis = self._scripts.redis
         asked = (redis.command(b"INFO", b"memory", safe=True, at=link) for link in redis.topology.primaries)
         told = await asyncio.gather(*asked, return_exceptions=True)
-        return max((_fullness(text) for text in told if isinstance(text, bytes)), default=0.0)
+        return [_memory(text) for text in told if isinstance(text, bytes)]
 
     async def script_time(self) -> tuple[int, int]:
         """How many scripts the primaries have run since they started, and for how many microseconds.
@@ -196,7 +212,8 @@ def _lapse_of(reply: list[Any]) -> Lapse:
     )
 
 
-def _fullness(info: bytes) -> float:
+def _memory(info: bytes) -> Memory:
     lines = dict(line.partition(b":")[::2] for line in info.split(b"\r\n"))
     used, limit = int(lines.get(b"used_memory", 0)), int(lines.get(b"maxmemory", 0))
-    return used / limit if limit else 0.0
+    policy = lines.get(b"maxmemory_policy", b"").decode() or NOEVICTION
+    return Memory(used / limit if limit else 0.0, policy)

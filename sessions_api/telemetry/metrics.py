@@ -97,6 +97,9 @@ REDIS_CIRCUIT = gauge("sessions_redis_circuit_open", "1 while calls to Redis are
 REDIS_MEMORY = gauge(
     "sessions_redis_memory_used_ratio", "Memory used over maxmemory, of the fullest server.", mode="livemax"
 )
+REDIS_EVICTING = gauge(
+    "sessions_redis_evicting_servers", "Servers that forget keys when they are full.", mode="livemax"
+)
 
 # The replicas
 REPLICAS = gauge("sessions_replicas", "Replicas that live, as this one sees them.", mode="livemax")

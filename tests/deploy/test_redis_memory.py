@@ -17,8 +17,9 @@ async def test_is_the_share_of_its_limit(
     deployed.inspect("CONFIG", "SET", "maxmemory", f"{limit_mb}mb")
     try:
         async with Redis.from_url(deployed.url) as redis:
-            share = await Store(redis, Keyspace()).alarms.fullness()
+            [server] = await Store(redis, Keyspace()).alarms.memory()
     finally:
         deployed.inspect("CONFIG", "SET", "maxmemory", "0")
 
-    assert least <= share <= most
+    assert least <= server.fullness <= most
+    assert not server.may_evict

@@ -24,7 +24,7 @@ from sessions_api.store.keys import Keyspace
 from sessions_api.telemetry import metrics
 from sessions_api.telemetry.loops import cancelled, run_forever
 from tests.support.replicas import facts
-from tests.support.servers import TestServer
+from tests.support.servers import RealServer, TestServer
 from tests.support.stores import AGENT, CONFIG, MINUTE_MS, Ears, age, claimed, opened, put_state, say
 from tests.support.waiting import eventually, until
 
@@ -262,6 +262,20 @@ class TestTheSweep:
             assert b"sessions_running_sessions 1.0" in metrics.render()[0]
 
         assert b"sessions_live_sessions 0.0" in metrics.render()[0]
+
+    async def test_tells_of_a_server_that_would_forget(self, store: Store, server: TestServer) -> None:
+        """A line in the log, and a gauge for the alert."""
+        if not isinstance(server, RealServer):
+            pytest.skip("fakeredis has no policy")
+        server.config_set("maxmemory-policy", "volatile-lru")
+
+        with capture_logs() as logs:
+            async with sweeping(store):
+                await until(lambda: b"sessions_redis_evicting_servers 1.0" in metrics.render()[0])
+        assert b"sessions_redis_evicting_servers 0.0" in metrics.render()[0]
+
+        told = [line for line in logs if line["event"] == "redis_may_evict"]
+        assert [line["policies"] for line in told] == [["volatile-lru"]]
 
     async def test_rings_what_a_request_met_even_where_it_keeps_nothing(self, store: Store) -> None:
         session = await opened(store)
