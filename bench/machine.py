@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -50,9 +51,22 @@ def describe() -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
+        "code": code(),
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "pinning": str(CORES),
     }
+
+
+def code() -> str:
+    """The commit that is measured, with a ``+`` where files differ from it; empty outside a repository."""
+    asked = subprocess.run(
+        ["git", "describe", "--always", "--exclude=*", "--abbrev=7", "--dirty=+"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip()
 
 
 def others_busy() -> str:

@@ -37,7 +37,8 @@ def _block(run: Run, pictures: list[str]) -> str:
     server = redis or f"redis {run.redis.get('redis_version')}"
     server += f" ({run.redis['mem_allocator']})" if "mem_allocator" in run.redis else ""
     cores, cpu, python, load = (run.machine[name] for name in ("cores", "cpu", "python", "load_average"))
-    machine = f"{cores} × {cpu}, Python {python}, {server}; load averages before it: {load}"
+    code = f"code {commit}, " if (commit := run.machine.get("code")) else ""
+    machine = f"{code}{cores} × {cpu}, Python {python}, {server}; load averages before it: {load}"
     lines = [
         f"`{run.command}`, {run.taken[:10]}: {machine}",
         "",

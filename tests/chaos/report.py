@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.machine import code
 from tests.chaos.history import Struck
 from tests.chaos.run import Outcome
 from tests.chaos.schedule import KINDS
@@ -43,7 +44,8 @@ def as_json(outcomes: Sequence[Outcome], words: Sequence[str]) -> Body:
     return {
         "command": " ".join(["make chaos", *([f'C="{" ".join(words)}"'] if words else [])]),
         "taken": dt.datetime.now(dt.UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"code {code()}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"Python {platform.python_version()}",
         "schedules": [_line(outcome) for outcome in outcomes],
     }
 
