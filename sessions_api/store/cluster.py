@@ -3,10 +3,11 @@
 All keys of a transition lie in one slot, so a call is one server's, as on a single
 Redis; what a cluster adds is that the server changes.
 
-- *The map* is what any server says that answers. It is read at the start, after a
-  lost line, after a ``MOVED``, while a slot is served by nobody or its server is
-  away, and every ten seconds; never twice at a time, never more often than
-  ``GAP_S``.
+- *The map* is what any server says that knows who serves every slot, else whoever
+  knows most. One that knows of nobody (reset, or it lost its ``nodes.conf``) is no
+  witness. It is read at the start, after a lost line, after a ``MOVED``, while a
+  slot is served by nobody or its server is away, and every ten seconds; never twice
+  at a time, never more often than ``GAP_S``.
 - *MOVED* is followed at once: the slot is noted, and the call goes on. *ASK* is
   followed for this one call, on a line of its server, ``ASKING`` before it in the
   same write. Both may name a server that the map does not have yet.
@@ -16,7 +17,7 @@ Redis; what a cluster adds is that the server changes.
 - *A server that is away* hurts nobody else's calls: line, circuit and bound of
   waiting commands are each server's own. Its own calls wait for it or for the one
   that takes over; its circuit opens only when a call that began with the outage
-  would have met its deadline.
+  would have met its deadline. So it is with slots that nobody serves.
 
 *Up* means that some primary can be reached: were it all of them, one lost shard
 would have every replica of the service taken out of balance, and with it the
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
@@ -40,14 +42,16 @@ from sessions_api.errors import SettingsError, StorageUnavailable
 from sessions_api.store.address import Address, Host, several
 from sessions_api.store.lifeline import OPEN_AFTER, Lifeline
 from sessions_api.store.lines import Line, LineLost, ServerError, Stats
-from sessions_api.store.slots import SLOTS, Range, ranges, redirection, slot_of_command
+from sessions_api.store.slots import SLOTS, Range, covered, ranges, redirection, slot_of_command
 from sessions_api.store.topology import Link, open_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from sessions_api.store.lines import Arg, Wire
     from sessions_api.store.topology import MakeLine
+
+    Ask = Callable[[], Awaitable[Any]]
 
 SCHEMES: Final = ("redis+cluster", "rediss+cluster")
 PORT: Final = 6379
@@ -162,6 +166,7 @@ class Cluster:
         self._slots: list[Link] = [self._nobody] * SLOTS
         self._primaries: tuple[Node, ...] = ()
         self._moved_to: Node | None = None
+        self._unserved_since_s: float | None = None  # some slots are nobody's
         self._failures = 0  # of reading the map, in a row
         self._leaving: set[asyncio.Task[None]] = set()
         self._keeping: asyncio.Task[None] | None = None
@@ -199,7 +204,11 @@ class Cluster:
 
     @property
     def is_open_circuit(self) -> bool:
-        return self._is_blind or any(node.is_open_circuit for node in self._primaries)
+        return (
+            self._is_blind
+            or self._nobody.is_open_circuit
+            or any(node.is_open_circuit for node in self._primaries)
+        )
 
     @property
     def _is_blind(self) -> bool:
@@ -331,28 +340,45 @@ class Cluster:
         )
 
     async def _refresh(self) -> None:
-        host, reply = await self._ask()
-        self._apply(list(ranges(reply, asked=host)))
+        self._apply(await self._read())
         self._failures = 0
 
-    async def _ask(self) -> tuple[Host, Any]:
-        """What some server says of the slots: first one that others say serves a new one, then any."""
+    async def _read(self) -> list[Range]:
+        """The map: of the first that has all of it, else of those on a line, or of the others, who has most.
+
+        Raises:
+            StorageUnavailable: nobody knows of anybody.
+        """
         reason = ""
+        best: list[Range] = []
+        for whom in (self._on_a_line(), self._anywhere()):
+            for host, ask in whom:
+                try:
+                    found = list(ranges(await ask(), asked=host))
+                except (StorageUnavailable, LineLost, ServerError) as error:
+                    reason = f"{host}: {error.reason if isinstance(error, StorageUnavailable) else error}"
+                    continue
+                if covered(found) == SLOTS:
+                    return found
+                if not found:
+                    reason = f"{host}: it knows of no server that serves a slot"
+                best = max(best, found, key=covered)
+            if best:
+                return best
+        raise StorageUnavailable(reason)
+
+    def _on_a_line(self) -> Iterator[tuple[Host, Ask]]:
+        """First one that others say serves a new slot, then any."""
         up = [node for node in self._primaries if node.line is not None]
         moved_to, self._moved_to = self._moved_to, None
         first = [moved_to] if moved_to is not None else []
         for node in dict.fromkeys((*first, *random.sample(up, len(up)))):
             if type(node.line) is Line:  # another kind holds its replies back (``replicated.py``)
-                try:
-                    return node.host, await node.line.send((b"CLUSTER", b"SLOTS"))
-                except (LineLost, ServerError) as error:
-                    reason = f"{node.host}: {error}"
+                yield node.host, partial(node.line.send, (b"CLUSTER", b"SLOTS"))
+
+    def _anywhere(self) -> Iterator[tuple[Host, Ask]]:
         for host in self._address.anywhere():
-            try:
-                return host, await self._ask_at(host)
-            except (StorageUnavailable, LineLost, ServerError) as error:
-                reason = f"{host}: {error.reason if isinstance(error, StorageUnavailable) else error}"
-        raise StorageUnavailable(reason)
+            yield host, partial(self._ask_at, host)
 
     async def _ask_at(self, host: Host) -> Any:
         line = await open_line(self._address.of(host), Stats(), reply_timeout_s=self.reply_timeout_s)
@@ -372,6 +398,7 @@ class Cluster:
             primaries[node] = None
             slots[first : last + 1] = [node] * (last + 1 - first)
         self._nobody.reason = "nobody serves the slot"
+        self._note_unserved(SLOTS - covered(found))
         self._address.known = tuple(node.host for node in primaries)
         changed = set(primaries) != set(self._primaries)
         if changed:
@@ -386,6 +413,19 @@ class Cluster:
             leaving = asyncio.create_task(self._leave(node), name=f"leave {node.server}")
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
+
+    def _note_unserved(self, count: int) -> None:
+        """Callers wait for somebody to take over, as long as for a server that is away; then no more."""
+        now_s = self._loop.time()
+        if not count:
+            self._unserved_since_s = None
+            self._nobody.is_open_circuit = False
+            return
+        since_s = self._unserved_since_s = self._unserved_since_s or now_s
+        if now_s - since_s >= self.patience_s and not self._nobody.is_open_circuit:
+            self._nobody.is_open_circuit = True
+            log.error("redis_slots_unserved", count=count)
+            self._pulse()
 
     async def _leave(self, node: Node) -> None:
         log.info("redis_server_left", server=node.server)

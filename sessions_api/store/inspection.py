@@ -21,7 +21,7 @@ from sessions_api.store.cluster import ClusterAddress
 from sessions_api.store.keys import TAGS, Keyspace
 from sessions_api.store.loader import load
 from sessions_api.store.sentinel import SentinelAddress
-from sessions_api.store.slots import SLOTS, Range, ranges, slot_of
+from sessions_api.store.slots import SLOTS, Range, covered, ranges, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -129,7 +129,9 @@ def _replicas(info: dict[str, str]) -> Iterator[Host]:
 
 
 async def _of_cluster(door: ClusterAddress) -> list[Server]:
+    """As the first tells who knows of every slot, else who knows of most."""
     reason = ""
+    best: list[Server] = []
     for seed in door.anywhere():
         try:
             async with inspecting(door.of(seed)) as ask:
@@ -140,17 +142,27 @@ async def _of_cluster(door: ClusterAddress) -> list[Server]:
         if isinstance(reply, Refused):
             reason = f"{seed}: {reply.reason}"
             continue
-        primaries: dict[Host, list[Range]] = {}
-        for part in ranges(reply, asked=seed):
-            primaries.setdefault(part.host, []).append(part)
-        replicas = dict.fromkeys(
-            Host(row[0].decode() or seed.name, row[1]) for part in reply for row in part[3:]
-        )
-        return [
-            *(Server(str(host), door.of(host), slots=tuple(parts)) for host, parts in primaries.items()),
-            *(Server(str(host), door.of(host), is_replica=True) for host in replicas),
-        ]
-    raise StorageUnavailable(reason)
+        if not reply:
+            reason = f"{seed}: it knows of no server that serves a slot"
+        best = min(_servers(door, seed, reply), best, key=uncovered)
+        if not uncovered(best):
+            return best
+    if not best:
+        raise StorageUnavailable(reason)
+    return best
+
+
+def _servers(door: ClusterAddress, asked: Host, reply: Any) -> list[Server]:
+    primaries: dict[Host, list[Range]] = {}
+    for part in ranges(reply, asked=asked):
+        primaries.setdefault(part.host, []).append(part)
+    replicas = dict.fromkeys(
+        Host(row[0].decode() or asked.name, row[1]) for part in reply for row in part[3:]
+    )
+    return [
+        *(Server(str(host), door.of(host), slots=tuple(parts)) for host, parts in primaries.items()),
+        *(Server(str(host), door.of(host), is_replica=True) for host in replicas),
+    ]
 
 
 def tags_at(server: Server) -> list[str]:
@@ -164,7 +176,7 @@ def tags_at(server: Server) -> list[str]:
 
 def uncovered(servers: list[Server]) -> int:
     """How many slots of a cluster no primary serves."""
-    return SLOTS - sum(part.last - part.first + 1 for server in servers for part in server.slots)
+    return SLOTS - covered(part for server in servers for part in server.slots)
 
 
 def commands_of_scripts() -> list[str]:

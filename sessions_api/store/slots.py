@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sessions_api.store.address import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from sessions_api.store.lines import Arg
 
@@ -88,3 +88,8 @@ def ranges(reply: Any, *, asked: Host) -> Iterator[Range]:
             host = dict(zip(flat[::2], flat[1::2], strict=False)).get(b"ip", b"?").decode()
         if host != "?":
             yield Range(first, last, Host(host, port))
+
+
+def covered(found: Iterable[Range]) -> int:
+    """How many slots somebody serves."""
+    return sum(part.last - part.first + 1 for part in found)

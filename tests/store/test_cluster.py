@@ -10,8 +10,10 @@ import pytest
 from sessions_api.errors import SettingsError, StorageUnavailable
 from sessions_api.store.cluster import ClusterAddress
 from sessions_api.store.connection import Redis
-from tests.support.cluster import ClusterServer
-from tests.support.counting import served_by
+from sessions_api.store.inspection import servers_of, uncovered
+from sessions_api.store.slots import slot_of
+from tests.support.cluster import ClusterNode, ClusterServer
+from tests.support.counting import served_by, topology
 from tests.support.faulty import ECHO
 from tests.support.ports import free_port
 from tests.support.servers import TestServer, running
@@ -85,6 +87,22 @@ class TestStart:
 
                 assert redis.circuit == "closed"
                 assert await redis.script(ECHO, ["key"], ["x"]) == [b"key", b"x"]
+
+    @one
+    async def test_with_a_seed_that_was_reset(self, server: ClusterServer, tmp_path: Any) -> None:
+        """It knows of nobody; the others do. Neither the service nor doctor takes its word."""
+        with running(ClusterNode("valkey", tmp_path)) as blank:
+            url = f"redis+cluster://127.0.0.1:{blank.port},127.0.0.1:{server.port}"
+            async with Redis.from_url(url) as redis:
+                assert len(redis.topology.primaries) == 3
+                topology(redis).refresh()
+                assert await redis.script(ECHO, ["key"], ["x"]) == [b"key", b"x"]
+                assert uncovered(await servers_of(redis)) == 0
+            async with Redis.from_url(f"redis+cluster://127.0.0.1:{blank.port}", deadline_ms=300) as redis:
+                with pytest.raises(StorageUnavailable, match="knows of no server"):
+                    await redis.ping()
+                with pytest.raises(StorageUnavailable, match="knows of no server"):
+                    await servers_of(redis)
 
     @pytest.mark.servers("valkey")
     async def test_at_a_server_that_is_no_cluster_says_so(self, server: TestServer) -> None:
@@ -164,6 +182,35 @@ class TestOutage:
             await until(lambda: redis.circuit == "closed")
             server.settle()
             assert await redis.script(ECHO, ["k0"], ["x"]) == [b"k0", b"x"]
+
+    async def test_of_one_that_comes_back_blank_hurts_nobody_elses(self, tmp_path: Any) -> None:
+        """It lost its disk. What it says of the cluster, which is nothing, is not believed."""
+        with running(ClusterServer("cluster", tmp_path)) as cluster:
+            async with Redis.from_url(cluster.url, deadline_ms=500) as redis:
+                lost = cluster.nodes[0]  # whom the URL names first
+                other = next(f"k{n}" for n in range(100) if cluster.serving(f"k{n}") is not lost)
+                lost.call("CLUSTER", "RESET", "HARD")
+                for _ in range(200):
+                    topology(redis).refresh()
+                    assert await redis.script(ECHO, [other], ["x"]) == [other.encode(), b"x"]
+                    await asyncio.sleep(0.01)
+
+    async def test_of_slots_that_nobody_serves_is_refused_at_once_after_a_while(self, tmp_path: Any) -> None:
+        with running(ClusterServer("cluster", tmp_path)) as cluster:
+            async with Redis.from_url(cluster.url, deadline_ms=500) as redis:
+                owner, slot = cluster.serving("k0"), slot_of(b"k0")
+                for node in cluster.nodes:
+                    node.call("CLUSTER", "DELSLOTS", slot)
+                await until(lambda: redis.circuit == "open")
+                with pytest.raises(StorageUnavailable, match="nobody serves the slot"):
+                    await redis.script(ECHO, ["k0"], ["x"])
+                assert topology(redis).serving(slot).is_open_circuit
+                assert redis.is_up
+
+                owner.call("CLUSTER", "ADDSLOTS", slot)
+                await until(lambda: redis.circuit == "closed")
+                cluster.settle()
+                assert await redis.script(ECHO, ["k0"], ["x"]) == [b"k0", b"x"]
 
     @one
     async def test_that_is_short_is_waited_for(self, server: ClusterServer) -> None:
