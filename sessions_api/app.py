@@ -193,7 +193,8 @@ class Parts:
         stack.push_async_callback(cancelled, flushing)
 
     async def _start_agents_and_keeper(self, stack: AsyncExitStack) -> None:
-        """Open the store, now or as soon as Redis is there; keeper and dispatcher wait for it themselves."""
+        """Open the store, now or as soon as Redis is there; only then the keeper touches what is in it."""
+        stack.push_async_callback(self.keeper.stop)
         try:
             await self._open()
         except StorageError as error:
@@ -201,8 +202,6 @@ class Parts:
         for tend, name in ((self._tend, "agents"), (self._tend_access, "access")):
             tending = asyncio.create_task(run_forever(tend, loop=name), name=name)
             stack.push_async_callback(cancelled, tending)
-        await self.keeper.start()
-        stack.push_async_callback(self.keeper.stop)
         await self.finder.start()
         stack.push_async_callback(self.finder.stop)
         stack.push_async_callback(self.desk.stop)
@@ -220,6 +219,7 @@ class Parts:
             await self.store.signing.refresh()
         await self.state.attend()  # ready means: who asks now finds the agents of this replica there
         await self._refresh_states()
+        await self.keeper.start()
         self.state.is_open = True
         log.info("store_opened", agents=len(self.store.agents.all()))
 

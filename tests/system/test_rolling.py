@@ -157,7 +157,7 @@ async def test_a_release_that_says_nothing_of_itself_shares_the_work(
     shared.call("DEL", f"{prefix}replicas")
 
 
-async def test_another_schema_met_after_the_start_is_said_and_nothing_is_served(tmp_path: Path) -> None:
+async def test_another_schema_met_after_the_start_is_said_and_nothing_is_touched(tmp_path: Path) -> None:
     """Redis was away when the replica started, and came with what it cannot read (else: test_serve.py)."""
     server = launch("valkey", tmp_path / "redis")
     assert isinstance(server, RealServer)
@@ -173,6 +173,7 @@ async def test_another_schema_met_after_the_start_is_said_and_nothing_is_served(
         [refused] = [record for record in service.records() if record["event"] == "store_refused"]
         assert refused["level"] == "critical"
         assert "schema 3, not 2 as we do" in json.dumps(refused["problems"])
+        assert server.keys() == [b"sa:meta"], "no keeper has touched it"
         assert service.readiness() == 503
         assert "Traceback" not in service.log
     finally:
