@@ -48,6 +48,8 @@ TAIL_CHARS: Final = 4_096
 FIRST_EXTEND_S: Final = 3.0
 EXTEND_S: Final = 10.0
 RETRY_S: Final = 0.5
+FAIL_WITHIN_S: Final = 30.0
+"""A failure is told until the lease has ended: it may be final, and the agent would be asked again."""
 
 log = structlog.get_logger(__name__)
 
@@ -273,15 +275,23 @@ class Attempt:
     async def _fail(self, failed: AttemptFailed) -> None:
         self._span.failed(failed.code)
         log.warning("turn_attempt_failed", **self._ids, code=failed.code, attempt=self._claimed.turn.attempt)
-        await self._turns.fail(
-            self._session_id,
-            self._turn_id,
-            fence=self._fence,
-            code=failed.code,
-            message=failed.message,
-            retry=failed.retry,
-            pause_ms=round(failed.pause_s * 1000),
-        )
+
+        async def fail(*, was_tried: bool) -> Written:  # noqa: ARG001  an end is counted by the script
+            return await self._turns.fail(
+                self._session_id,
+                self._turn_id,
+                fence=self._fence,
+                code=failed.code,
+                message=failed.message,
+                retry=failed.retry,
+                pause_ms=round(failed.pause_s * 1000),
+            )
+
+        try:
+            async with asyncio.timeout(FAIL_WITHIN_S):
+                await self._persist(fail)
+        except TimeoutError:
+            log.warning("turn_left_to_its_lease", **self._ids, code="STORAGE_UNAVAILABLE")
 
     def _stop(self) -> None:
         self._must_ask = True
@@ -294,8 +304,9 @@ class Attempt:
             try:
                 return await write(was_tried=was_tried)
             except StorageError as error:
+                if not was_tried:  # one line for an outage, and not one for each try of each turn
+                    log.warning("turn_write_repeated", **self._ids, code=error.code)
                 was_tried = True
-                log.warning("turn_write_repeated", **self._ids, code=error.code)
                 await asyncio.sleep(RETRY_S)
 
     @property

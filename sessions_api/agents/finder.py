@@ -44,6 +44,7 @@ MISSES: Final = 8
 """Two members of `ready` that cannot be claimed (their sessions lost with a failover) would name each other
 for ever: so many claims in a row may lead on and bring nothing."""
 STOPS: Final = 256
+LOOK_AGAIN_S: Final = 1.0
 FORGETFUL: Final = frozenset({"echo"})
 """Kinds of agents that look at nothing but what they answer: what was said before is not read for them."""
 
@@ -230,6 +231,10 @@ class Finder:
                 trail.forget()
         self._news.set()
 
+    def _look_again_for(self, trail: Trail) -> None:
+        trail.forget()
+        self._news.set()
+
     def _note(self, trail: Trail, session_id: SessionId, *, misses: int = 0) -> None:
         trail.note(Lead(trail.agent_id, session_id, misses, next(self._numbers)))
 
@@ -248,8 +253,8 @@ class Finder:
     ) -> ClaimedTurn | None:
         """The session's next turn, if it is still there; what the reply says of others becomes leads.
 
-        Raises nothing: a turn that could not be claimed stays ready, and the
-        keeper repeats its hint.
+        Raises nothing: a turn that could not be claimed stays ready, and is
+        looked for again in a second.
         """
         number = next(self._numbers)
         trail.claiming.add(lead.session_id)
@@ -258,6 +263,7 @@ class Finder:
         except Exception as error:  # noqa: BLE001  see above
             metrics.LOOP_FAILURES.of("claim").inc()
             log.warning("claim_failed", session_id=lead.session_id, agent_id=lead.agent_id, error=repr(error))
+            asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again_for, trail)
             return None
         finally:
             trail.claiming.discard(lead.session_id)

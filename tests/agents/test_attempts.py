@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from sessions_api.agents import attempt
 from sessions_api.agents.connectors.failure import AttemptFailed
 from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentDefinition
@@ -231,6 +232,26 @@ class TestAFailure:
         assert turn.error is not None
         assert (turn.error.code, turn.error.message) == ("AGENT_ERROR", "The agent failed with ValueError")
 
+    async def test_is_told_though_redis_was_away_and_the_agent_is_not_asked_again(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was final. The outage is one line in the log, however many tries it took."""
+        monkeypatch.setattr(attempt, "RETRY_S", 0.01)
+        failure = AttemptFailed("AGENT_REFUSED", "The agent refused: 403", retry=False)
+        async with stores(redis_url, 1) as (store,):
+            with capture_logs() as logs:
+                async with dispatching(store, Says(failure)):
+                    away = failing(store, monkeypatch, "fail", times=5)
+                    sid, turn_id = await asked(store)
+                    turn = await is_now(store, sid, turn_id, "failed")
+
+        assert len(away) == 5
+        assert turn.error is not None
+        assert (turn.error.code, turn.attempt) == ("AGENT_REFUSED", 1)
+        assert [entry["code"] for entry in logs if entry["event"] == "turn_write_repeated"] == [
+            "STORAGE_UNAVAILABLE"
+        ]
+
     async def test_of_patience_is_a_timeout(self, redis_url: str) -> None:
         async with (
             stores(redis_url, 1) as (store,),
@@ -258,6 +279,22 @@ class TestAFailure:
         assert turn.attempt == 1
         failed = [entry for entry in logs if entry["event"] == "turn_attempt_failed"]
         assert [entry["code"] for entry in failed] == ["AGENT_TIMEOUT"]
+
+
+def failing(store: Store, monkeypatch: pytest.MonkeyPatch, name: str, *, times: int) -> list[str]:
+    """The next calls of the script *name* find Redis away; those that did."""
+    scripts = store.turns._scripts
+    run = scripts.run_noting_repeats
+    failed: list[str] = []
+
+    async def away(script: Script, *args: Any) -> Reply:
+        if script.name == name and len(failed) < times:
+            failed.append(name)
+            raise StorageUnavailable("away")
+        return await run(script, *args)
+
+    monkeypatch.setattr(scripts, "run_noting_repeats", away)
+    return failed
 
 
 class TestACancel:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sessions_api.agents.dispatcher import Dispatcher
 from sessions_api.agents.finder import Finder
 from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentDefinition
-from sessions_api.domain.ids import AgentId
+from sessions_api.domain.ids import AgentId, SessionId
+from sessions_api.errors import StorageUnavailable
+from sessions_api.store.turns import Claim
 from tests.support.dispatching import AGENT, AGENTS, Hangs, Says, asked, dispatching, is_now
 from tests.support.replicas import stores
 from tests.support.waiting import eventually, until
@@ -55,6 +59,26 @@ class TestPlaces:
             turns = [await asked(store) for _ in range(150)]
             for sid, turn_id in turns:
                 await is_now(store, sid, turn_id, "completed")
+
+    async def test_of_which_a_claim_failed_are_looked_for_again(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without a keeper that would hint again."""
+        async with stores(redis_url, 1) as (store,), dispatching(store, Says("done")):
+            claim = store.turns.claim
+            failed: list[SessionId] = []
+
+            async def away(session_id: SessionId, **arguments: Any) -> Claim:
+                if not failed:
+                    failed.append(session_id)
+                    raise StorageUnavailable("away")
+                return await claim(session_id, **arguments)
+
+            monkeypatch.setattr(store.turns, "claim", away)
+            sid, turn_id = await asked(store)
+            await is_now(store, sid, turn_id, "completed")
+
+        assert failed == [sid]
 
 
 class TestAnAgentDefinedJustNow:
