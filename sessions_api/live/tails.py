@@ -390,3 +390,7 @@ class Tails:
                     listener.fall_behind()
                 elif tail.heard == before:
                     listener.compare(position.cursor, position.rev)
+            if tail.heard != before and not position.is_over:
+                self._look_soon(
+                    tail
+                )  # what was heard meanwhile is newer than the position: neither can be judged

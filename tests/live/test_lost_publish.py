@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
-from sessions_api.domain.ids import LOCAL_APP
+from sessions_api.domain.ids import LOCAL_APP, SessionId
 from sessions_api.live.closing import GONE, OVER
 from sessions_api.live.outcomes import Beat, Chunk, Outcome
+from sessions_api.store.log import Position
 from tests.support.proxy import Proxy
 from tests.support.scene import Follower, Scene, contents, data, types
 from tests.support.servers import RealServer
@@ -96,6 +97,34 @@ class TestLostPublish:
             events = await follower.until("message.created")
 
             assert contents(events) == ["lost"]
+            follower.close()
+
+    async def test_is_found_soon_also_if_something_came_while_positions_were_read(
+        self, server: RealServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those prove nothing then. In a session that streams, the next regular look may meet the same."""
+        async with Scene(server.url, check_s=(3600, 3600)) as scene:
+            session = await scene.session()
+            follower = await scene.follow(session.session_id)
+            await follower.next()
+            tails = scene.hub._tails
+            [tail] = tails._tails.values()
+            positions = scene.store.log.positions
+            asked: list[int] = []
+
+            async def read(session_ids: list[SessionId]) -> Mapping[SessionId, Position | None]:
+                asked.append(len(session_ids))
+                tail.heard += len(asked) == 1
+                return await positions(session_ids)
+
+            async with Deafened(scene):
+                await scene.say(session.session_id, "lost")
+            monkeypatch.setattr(scene.store.log, "positions", read)
+            tails._look_soon(tail)
+            events = await follower.until("message.created")
+
+            assert contents(events) == ["lost"]
+            assert asked == [1, 1]
             follower.close()
 
     async def test_of_a_delete_is_found_by_comparing_positions(self, server: RealServer) -> None:
