@@ -17,8 +17,8 @@ from typing import Any
 import redis
 
 from sessions_api.store.slots import SLOTS, slot_of
-from tests.support.ports import free_port
-from tests.support.servers import OPTIONS, RealServer, TestServer, binaries
+from tests.support.papers import Papers
+from tests.support.servers import OPTIONS, RealServer, TestServer, binaries, binary_of, words
 
 NODE_TIMEOUT_MS = 1000
 READY_TIMEOUT_S = 20.0
@@ -82,9 +82,8 @@ def runs_on_cluster(module: str, test: str, fixtures: Iterable[str]) -> bool:
 class ClusterNode(RealServer):
     """One server of a cluster."""
 
-    def __init__(self, kind: str, folder: Path, **options: str) -> None:
-        super().__init__(kind, binaries()[kind], folder)
-        self.port = free_port()
+    def __init__(self, kind: str, folder: Path, papers: Papers | None = None, **options: str) -> None:
+        super().__init__(kind, binary_of(kind), folder, papers=papers)
         self._options = OPTIONS | {
             "port": str(self.port),
             "bind": "127.0.0.1",
@@ -98,10 +97,7 @@ class ClusterNode(RealServer):
         self._options |= {name.replace("_", "-"): value for name, value in options.items()}
 
     def command_line(self) -> list[str]:
-        words = [str(self._binary)]
-        for name, value in self._options.items():
-            words += (f"--{name}", value)
-        return words
+        return [str(self._binary), *words(self._options)]
 
     def restart_with(self, **options: str) -> None:
         self.stop()
@@ -138,13 +134,15 @@ class ClusterServer(TestServer):
         primaries: int = 3,
         replicas: int = 0,
         makes: Iterable[str] = (),
+        papers: Papers | None = None,
         **options: str,
     ) -> None:
         """*makes*: the kinds of the first servers, where they are not all alike."""
         self.kind = kind
+        self.papers = papers
         all_makes = chain(makes, repeat(KINDS[kind]))
         self.nodes = [
-            ClusterNode(make, folder / f"node{number}", **options)
+            ClusterNode(make, folder / f"node{number}", papers, **options)
             for number, make in zip(range(primaries + replicas), all_makes, strict=False)
         ]
         self._primaries = primaries
@@ -152,7 +150,8 @@ class ClusterServer(TestServer):
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        return f"rediss+cluster://{hosts}?{self.papers.query}" if self.papers else f"redis+cluster://{hosts}"
 
     @property
     def is_running(self) -> bool:
@@ -271,8 +270,9 @@ class ClusterServer(TestServer):
     # ------------------------------------------------------------ as one server
 
     def call(self, *command: Any) -> Any:
+        tls = self.papers.arguments if self.papers else {}
         with redis.RedisCluster(
-            host="127.0.0.1", port=self._any().port, protocol=2, socket_timeout=10
+            host="127.0.0.1", port=self._any().port, protocol=2, socket_timeout=10, **tls
         ) as client:
             return client.execute_command(*command)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import redis
 
-from tests.support.servers import RealServer, binaries
+from tests.support.papers import Papers
+from tests.support.servers import RealServer, binary_of
 
 NAME = "mymaster"
 DOWN_AFTER_MS = 2000
@@ -39,8 +40,8 @@ def eventually(condition: Callable[[], Any], *, within_s: float = PATIENCE_S) ->
 class Node(RealServer):
     """A server that may be a replica; its replication can be cut while everything else goes on."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        super().__init__(kind, binaries()[kind], folder)
+    def __init__(self, kind: str, folder: Path, papers: Papers | None = None) -> None:
+        super().__init__(kind, binary_of(kind), folder, papers=papers)
         self._starts_as: tuple[str, ...] = ()
 
     def command_line(self) -> list[str]:
@@ -49,7 +50,7 @@ class Node(RealServer):
 
     def start_as_replica(self, primary: Node) -> None:
         """As with a configuration that the sentinels rewrote: it never takes itself for primary."""
-        self._starts_as = ("--replicaof", f"127.0.0.1 {primary.port}")
+        self._starts_as = ("--replicaof", "127.0.0.1", str(primary.port))
         self.start()
         self._starts_as = ()
 
@@ -83,7 +84,7 @@ class Sentinel(RealServer):
     """A sentinel; its configuration is its own, as it rewrites it."""
 
     def __init__(self, kind: str, folder: Path, primary: Node) -> None:
-        super().__init__(kind, binaries()[kind], folder)
+        super().__init__(kind, binary_of(kind), folder, papers=primary.papers)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "sentinel.conf"
         lines = [
@@ -125,8 +126,9 @@ class Sentinel(RealServer):
 class Sentinels:
     """The whole of it; ``nodes`` and ``sentinels`` keep their ports whatever happens."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, *, papers: Papers | None = None) -> None:
         self._kind = kind
+        self.papers = papers
         self._folder = folder
         self.nodes: list[Node] = []
         self.sentinels: list[Sentinel] = []
@@ -134,7 +136,7 @@ class Sentinels:
     def start(self) -> None:
         # One after the other: a port is free only until somebody has it, and six were often not six.
         for number in range(3):
-            node = Node(self._kind, self._folder / f"node{number}")
+            node = Node(self._kind, self._folder / f"node{number}", self.papers)
             self.nodes.append(node)
             node.start()
             if number:
@@ -155,6 +157,8 @@ class Sentinels:
 
     def url_of(self, name: str, *, userinfo: str = "", arguments: str = "") -> str:
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        if self.papers:
+            return f"rediss+sentinel://{userinfo}{hosts}/{name}/0?{self.papers.query}"
         return f"redis+sentinel://{userinfo}{hosts}/{name}/0{arguments}"
 
     @property

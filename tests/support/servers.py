@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ from fakeredis._clients._tcp_server import TCPFakeRequestHandler
 
 from sessions_api.embedded import find_server
 from tests.support import luamsgpack
+from tests.support.papers import Papers
 from tests.support.ports import free_port
 from tests.support.processes import launched
 
@@ -79,6 +80,10 @@ def makes_between() -> dict[str, Path]:
     return found
 
 
+def binary_of(kind: str) -> Path:
+    return (binaries() | makes_between())[kind]
+
+
 class Startable(Protocol):
     """A server, or several that belong together."""
 
@@ -102,11 +107,7 @@ def running(server: S) -> Iterator[S]:
 
 def launch(kind: str, folder: Path) -> TestServer:
     """A started server of *kind*, its data in *folder*."""
-    server: TestServer = (
-        FakeServer()
-        if kind == "fakeredis"
-        else RealServer(kind, (binaries() | makes_between())[kind], folder)
-    )
+    server: TestServer = FakeServer() if kind == "fakeredis" else RealServer(kind, binary_of(kind), folder)
     server.start()
     return server
 
@@ -117,6 +118,8 @@ class TestServer(ABC):
     __test__ = False
     kind: str
     port: int
+    papers: Papers | None = None
+    """With some it speaks TLS only, and lets in who shows one."""
 
     @property
     def url(self) -> str:
@@ -139,25 +142,37 @@ class TestServer(ABC):
 
     def call(self, *command: Any) -> Any:
         """One command on a connection of its own, past the code under test; reply undecoded."""
-        with redis.Redis(port=self.port, host="127.0.0.1", protocol=2, socket_timeout=10) as client:
+        with self.client(socket_timeout=10) as client:
             return client.execute_command(*command)
+
+    def client(self, **arguments: Any) -> redis.Redis:
+        """redis-py's, past the code under test."""
+        if self.papers:
+            arguments |= self.papers.arguments
+        return redis.Redis(port=self.port, host="127.0.0.1", protocol=2, **arguments)
 
     def flush(self) -> None:
         self.call("FLUSHALL")
 
     def keys(self) -> list[bytes]:
-        with redis.Redis(port=self.port, host="127.0.0.1", protocol=2) as client:
+        with self.client() as client:
             return sorted(client.scan_iter(count=1000))
 
     def keys_without_ttl(self) -> list[bytes]:
         return [key for key in self.keys() if self.call("PTTL", key) == -1]
 
 
+def words(options: Mapping[str, str]) -> list[str]:
+    """*options* as a server takes them on its command line."""
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
 class RealServer(TestServer):
     """A server process with an append-only file."""
 
-    def __init__(self, kind: str, binary: Path, folder: Path) -> None:
+    def __init__(self, kind: str, binary: Path, folder: Path, *, papers: Papers | None = None) -> None:
         self.kind = kind
+        self.papers = papers
         self.port = free_port()
         self.folder = folder
         self._binary = binary
@@ -177,7 +192,8 @@ class RealServer(TestServer):
         if self.is_running:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._process = process = launched(self.command_line(), log=self.folder / "server.log")
+        command = [*self.command_line(), *self._speaking_tls()]
+        self._process = process = launched(command, log=self.folder / "server.log")
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if process.poll() is not None or time.monotonic() > deadline_s:
@@ -186,14 +202,26 @@ class RealServer(TestServer):
 
     def command_line(self) -> list[str]:
         options = OPTIONS | {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self.folder)}
-        return [
-            str(self._binary),
-            *(word for name, value in options.items() for word in (f"--{name}", value)),
-        ]
+        return [str(self._binary), *words(options)]
+
+    def _speaking_tls(self) -> list[str]:
+        if not self.papers:
+            return []
+        options = {
+            "port": "0",
+            "tls-port": str(self.port),
+            "tls-replication": "yes",
+            "tls-cluster": "yes",
+            **self.papers.shown_by("here"),
+        }
+        return words(options)
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+            with (
+                socket.create_connection(("127.0.0.1", self.port), timeout=1) as plain,
+                self.papers.client_of(plain) if self.papers else plain as client,
+            ):
                 client.sendall(b"PING\r\n")
                 return client.recv(64).startswith(b"+PONG")
         except OSError:
@@ -231,11 +259,11 @@ class RealServer(TestServer):
         self.call("CONFIG", "SET", name, value)
 
     def config_get(self, name: str) -> str:
-        with redis.Redis(port=self.port, host="127.0.0.1", protocol=2, decode_responses=True) as client:
+        with self.client(decode_responses=True) as client:
             return str(client.config_get(name)[name])
 
     def info(self, section: str = "all") -> dict[str, Any]:
-        with redis.Redis(port=self.port, host="127.0.0.1", protocol=2) as client:
+        with self.client() as client:
             return dict(client.info(section))
 
     def calls(self) -> dict[str, int]:

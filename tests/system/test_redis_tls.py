@@ -12,11 +12,11 @@ from typing import Self
 
 import pytest
 import redis
-import trustme
 
 from sessions_api.embedded import ending_with
 from tests.support.client import Api, eventually, problem, some_id
 from tests.support.commands import command
+from tests.support.papers import Papers
 from tests.support.ports import free_port
 from tests.support.servers import OPTIONS, START_TIMEOUT_S, binaries
 from tests.support.service import Service
@@ -31,31 +31,10 @@ pytestmark = [
 ]
 
 
-class Papers:
-    """Certificates in a folder: of two authorities, and of servers and clients."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        ours, another = trustme.CA(), trustme.CA()
-        ours.cert_pem.write_to_path(str(folder / "ca.pem"))
-        another.cert_pem.write_to_path(str(folder / "another-ca.pem"))
-        for name, issued in {
-            "here": ours.issue_cert("127.0.0.1"),
-            "elsewhere": ours.issue_cert("redis.example"),
-            "client": ours.issue_cert("client.example"),
-            "stranger": another.issue_cert("client.example"),
-        }.items():
-            issued.private_key_pem.write_to_path(str(folder / f"{name}.key"))
-            issued.cert_chain_pems[0].write_to_path(str(folder / f"{name}.pem"))
-
-    def __getitem__(self, name: str) -> str:
-        return str(self._folder / name)
-
-
 class TlsServer:
     """A Redis, from entering to leaving; *options* say what it shows and asks for."""
 
-    def __init__(self, folder: Path, papers: Papers, **options: str) -> None:
+    def __init__(self, folder: Path, papers: Papers, options: Mapping[str, str]) -> None:
         self.port = free_port()
         self.plain_port = free_port()
         self.papers = papers
@@ -67,8 +46,7 @@ class TlsServer:
             "bind": "127.0.0.1",
             "dir": str(folder),
             "requirepass": PASSWORD,
-            "tls-ca-cert-file": papers["ca.pem"],
-            **{name.replace("_", "-"): value for name, value in options.items()},
+            **options,
         }
 
     def __enter__(self) -> Self:
@@ -114,15 +92,11 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
     return Papers(tmp_path_factory.mktemp("papers"))
 
 
-def show(papers: Papers, name: str) -> dict[str, str]:
-    return {"tls_cert_file": papers[f"{name}.pem"], "tls_key_file": papers[f"{name}.key"]}
-
-
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator[TlsServer]:
     """It shows who it is, and asks nobody."""
     folder = tmp_path_factory.mktemp("tls") / "redis"
-    with TlsServer(folder, papers, tls_auth_clients="no", **show(papers, "here")) as server:
+    with TlsServer(folder, papers, {"tls-auth-clients": "no", **papers.shown_by("here")}) as server:
         yield server
 
 
@@ -130,7 +104,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator[Tl
 def asking(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator[TlsServer]:
     """It lets in only who shows a certificate of its authority."""
     folder = tmp_path_factory.mktemp("asking") / "redis"
-    with TlsServer(folder, papers, tls_auth_clients="yes", **show(papers, "here")) as server:
+    with TlsServer(folder, papers, {"tls-auth-clients": "yes", **papers.shown_by("here")}) as server:
         yield server
 
 
@@ -138,7 +112,7 @@ def asking(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator
 def elsewhere(tmp_path_factory: pytest.TempPathFactory, papers: Papers) -> Iterator[TlsServer]:
     """Its certificate is of the right authority, and for another name."""
     folder = tmp_path_factory.mktemp("elsewhere") / "redis"
-    with TlsServer(folder, papers, tls_auth_clients="no", **show(papers, "elsewhere")) as server:
+    with TlsServer(folder, papers, {"tls-auth-clients": "no", **papers.shown_by("elsewhere")}) as server:
         yield server
 
 
