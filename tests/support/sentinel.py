@@ -137,6 +137,7 @@ class Sentinels:
         # One after the other: a port is free only until somebody has it, and six were often not six.
         for number in range(3):
             node = Node(self._kind, self._folder / f"node{number}", self.papers)
+            node.env = self.env_of(number)
             self.nodes.append(node)
             node.start()
             if number:
@@ -146,6 +147,10 @@ class Sentinels:
             self.sentinels.append(sentinel)
             sentinel.start()
         eventually(self.is_whole)
+
+    def env_of(self, number: int) -> dict[str, str]:
+        """What the environment of a node has beside that of this process."""
+        return {}
 
     def stop(self) -> None:
         for server in (*self.sentinels, *self.nodes):

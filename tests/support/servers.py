@@ -175,6 +175,8 @@ class RealServer(TestServer):
         self.papers = papers
         self.port = free_port()
         self.folder = folder
+        self.env: dict[str, str] = {}
+        """What its environment has beside that of this process."""
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
         self._changed: dict[str, str] = {}
@@ -193,7 +195,8 @@ class RealServer(TestServer):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [*self.command_line(), *self._speaking_tls()]
-        self._process = process = launched(command, log=self.folder / "server.log")
+        env = os.environ | self.env
+        self._process = process = launched(command, log=self.folder / "server.log", env=env)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if process.poll() is not None or time.monotonic() > deadline_s:
