@@ -307,6 +307,29 @@ class TestConnection:
             assert [type(result) for result in results] == [list] * 10 + [StorageUnavailable] * 10
 
     @one
+    async def test_a_flood_on_a_slow_network_is_refused_in_part_and_leaves_nothing_behind(
+        self, server: RealServer
+    ) -> None:
+        async with Proxy(server.url) as proxy, Redis(Address(proxy.url), max_waiting=1_500) as redis:
+            await redis.script(ECHO, ["key"], ["x"])
+            proxy.jitter_s = 0.1
+
+            for _ in range(2):
+                results = await asyncio.gather(
+                    *(redis.script(ECHO, ["key"], [number]) for number in range(2_000)),
+                    return_exceptions=True,
+                )
+                answered = [result for result in results if not isinstance(result, BaseException)]
+                refused = [result for result in results if isinstance(result, StorageUnavailable)]
+
+                assert answered == [[b"key", str(number).encode()] for number in range(1_500)]
+                assert len(refused) == 500
+                line = redis.topology.link((b"PING",)).line
+                assert line is not None
+                assert line.waiting == 0
+            assert redis.circuit == "closed"
+
+    @one
     async def test_posts_hints_that_may_get_lost(self, server: RealServer, redis: Redis) -> None:
         redis.post("SET", "test:posted", "x")
         redis.post("HGET", "test:posted", "x")  # an error that nobody reads
