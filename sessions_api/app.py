@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 
 import structlog
@@ -230,9 +230,9 @@ class Parts:
             if not self.state.is_open:
                 await self._open()
                 return
-            if await self.store.agents.refresh():
-                await self.state.attend()
-            await self._refresh_states()
+            for refresh in (self._refresh_agents, self._refresh_states):  # they may lie on two servers
+                with suppress(StorageError):
+                    await refresh()
         except StorageError:
             return  # requests meanwhile say so themselves
         except SettingsError as refused:  # Redis came after us, with sessions that are not ours to serve
@@ -259,6 +259,10 @@ class Parts:
                 await self.store.key_uses.note(uses)
         except StorageError:
             return  # a use that is not noted is noted at the next
+
+    async def _refresh_agents(self) -> None:
+        if await self.store.agents.refresh():
+            await self.state.attend()
 
     async def _refresh_states(self) -> None:
         """Read which agents are there; their sessions' followers are told of those that changed."""

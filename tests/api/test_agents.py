@@ -9,11 +9,12 @@ import pytest
 
 from sessions_api.domain.agents import ECHO_ID
 from sessions_api.domain.ids import new_message_id, new_op_id
+from sessions_api.errors import StorageUnavailable
 from tests.api.conftest import AGENT, AGENTS, BASE, ONE, USER, WORKER, Api, fields, put
 from tests.api.test_sessions import error_of
 from tests.support.presence import attend
 from tests.support.servers import TestServer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until
 
 pytestmark = pytest.mark.servers("valkey", "fakeredis")
 
@@ -158,6 +159,22 @@ class TestAvailability:
                 "running": 1,
                 "waiting": 2,
             }
+
+    async def test_is_read_anew_also_while_definitions_cannot_be(
+        self, server: TestServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a cluster they may lie on two servers, of which one is away."""
+
+        async def away() -> bool:
+            raise StorageUnavailable("away")
+
+        async with Api(server.url, SESSIONS_DISPATCHER="off") as api, Api(server.url) as other:
+            await put(api, WORKER)
+            store = api.state.store
+            monkeypatch.setattr(store.agents, "refresh", away)
+            await attend(other.state.store, AGENT)
+
+            await until(lambda: store.attendance.state(AGENT).state == "available")
 
     async def test_an_agent_that_nobody_serves_is_offline(self, api: Api) -> None:
         await put(api, WORKER)
