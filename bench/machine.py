@@ -58,14 +58,15 @@ def describe() -> dict[str, object]:
 
 
 def code() -> str:
-    """The commit that is measured, with a ``+`` where files differ from it; empty outside a repository."""
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--exclude=*", "--abbrev=7", "--dirty=+"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The commit that is measured, with a ``+`` where the service's files differ from it."""
+    service = Path(__file__).parents[1] / "sessions_api"
+    commit = _git("describe", "--always", "--exclude=*", "--abbrev=7", at=service)
+    return commit and commit + "+" * bool(_git("status", "--porcelain", ".", at=service))
+
+
+def _git(*words: str, at: Path) -> str:
+    """What git says; nothing outside a repository."""
+    asked = subprocess.run(["git", *words], cwd=at, capture_output=True, text=True, check=False)
     return asked.stdout.strip()
 
 
