@@ -62,9 +62,15 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     which.add_argument("--schedule", type=Path, help="a schedule that a failed run left")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of load and faults ({SECONDS:g})")
     parser.add_argument("--topology", choices=TOPOLOGIES, default="single")
+    parser.add_argument(
+        "--replicated", action="store_true", help="SESSIONS_DURABILITY=replicated; not with single"
+    )
     parser.add_argument("--out", type=Path, default=Path(".chaos"), help="folder of the results")
     parser.add_argument("--publish", action="store_true", help="put the counts into docs/faults.md")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if args.replicated and args.topology == "single":
+        parser.error("--replicated wants --topology sentinel or cluster: one server has no replicas")
+    return args
 
 
 def _told(args: argparse.Namespace, words: list[str]) -> list[str]:
@@ -77,7 +83,10 @@ def _schedules(args: argparse.Namespace) -> list[Schedule]:
         return [read(args.schedule)]
     first, _, last = (str(args.seed) if args.seed is not None else args.seeds).partition("-")
     seeds = range(int(first), int(last or first) + 1)
-    return [draw(seed, seconds=args.seconds, topology=args.topology) for seed in seeds]
+    return [
+        draw(seed, seconds=args.seconds, topology=args.topology, is_replicated=args.replicated)
+        for seed in seeds
+    ]
 
 
 def _done(schedule: Schedule, out: Path) -> Outcome:

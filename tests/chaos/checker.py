@@ -63,7 +63,7 @@ def lost(history: History) -> Iterator[Violation]:
             for ack in said.acks:
                 if (ack.message_id, ack.cursor, ack.turn_id, said.content) in there:
                     continue
-                if history.may_rewind and hearing.was_told_of_loss(history, session.session_id, ack.cursor):
+                if history.may_lose and hearing.was_told_of_loss(history, session.session_id, ack.cursor):
                     continue
                 yield Violation("lost", session.session_id, f"{said.content!r}, acknowledged at {ack.cursor}")
 
@@ -81,7 +81,7 @@ def doubled(history: History) -> Iterator[Violation]:
                 yield Violation("doubled", session.session_id, f"the id {message_id} came {count} times")
     for said in history.said:
         acks = {(ack.message_id, ack.cursor, ack.turn_id) for ack in said.acks}
-        if len(acks) > 1 and not history.may_rewind:
+        if len(acks) > 1 and not history.may_lose:
             yield Violation(
                 "doubled", said.session_id, f"{said.content!r} was acknowledged as {sorted(acks)}"
             )
@@ -101,7 +101,7 @@ def reordered(history: History) -> Iterator[Violation]:
         if said.acks:
             speaker = (said.session_id, said.who)
             cursor = said.acks[0].cursor
-            if cursor <= newest.get(speaker, 0) and not history.may_rewind:
+            if cursor <= newest.get(speaker, 0) and not history.may_lose:
                 text = f"{said.content!r} at {cursor}, said after what is at {newest[speaker]}"
                 yield Violation("reordered", said.session_id, text)
             newest[speaker] = cursor
@@ -213,7 +213,7 @@ def read_alike(history: History) -> Iterator[Violation]:
 def created_once(history: History) -> Iterator[Violation]:
     """A repeated creation is the same session."""
     for life in history.lives:
-        if len(set(life.ids)) > 1 and not history.may_rewind:
+        if len(set(life.ids)) > 1 and not history.may_lose:
             yield Violation("doubled", life.session_id, f"one key created {sorted(set(life.ids))}")
 
 
@@ -221,7 +221,7 @@ def vanished(history: History) -> Iterator[Violation]:
     """A session that nobody deleted can be read: it lives, or has expired."""
     for life in history.lives:
         read = history.found.get(life.session_id)
-        if read is not None and read.status == 404 and not life.deleted_ms and not history.may_rewind:
+        if read is not None and read.status == 404 and not life.deleted_ms and not history.may_lose:
             yield Violation("lost", life.session_id, "the session is not there, and nobody deleted it")
 
 

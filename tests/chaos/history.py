@@ -165,6 +165,8 @@ class History:
 
     may_rewind: bool = False
     """A failover may have lost the newest writes; followers are told."""
+    is_replicated: bool = False
+    """But none of those that were acknowledged."""
     lives: list[Life] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     said: list[Said] = field(default_factory=list)
@@ -173,6 +175,11 @@ class History:
     found: dict[str, Read] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     """What was still there when nothing should be: keys, descriptors, bugs in logs."""
+
+    @property
+    def may_lose(self) -> bool:
+        """What was acknowledged may be gone."""
+        return self.may_rewind and not self.is_replicated
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -18,7 +18,7 @@ DEATHS = frozenset({"replica-kill", "replica-term", "replica-clock"})
 PAUSES = frozenset({"replica-stop"})
 
 UNAVAILABLE = frozenset(
-    {"STORAGE_UNAVAILABLE", "STORAGE_FULL", "DRAINING", "OVERLOADED", "AGENT_UNAVAILABLE"}
+    "STORAGE_UNAVAILABLE NOT_REPLICATED STORAGE_FULL DRAINING OVERLOADED AGENT_UNAVAILABLE".split()
 )
 REFUSALS: dict[tuple[int, str], frozenset[str]] = {
     (409, "SESSION_BUSY"): frozenset({"post"}),
@@ -50,7 +50,7 @@ def promised(history: History) -> Iterator[Violation]:
             yield Violation("unpromised", asked.session_id, told)
         elif asked.status in {502, 504} and not asked.waits:
             yield Violation("unpromised", asked.session_id, f"{told}, and it did not wait for its turn")
-        if asked.status == 404 and not history.may_rewind:
+        if asked.status == 404 and not history.may_lose:
             deleted_ms = deleted.get(asked.session_id, 0)
             if not deleted_ms or asked.ended_ms < deleted_ms:
                 yield Violation("lost", asked.session_id, f"{told}, and nobody had deleted it")
@@ -63,7 +63,7 @@ def _has_lost(history: History, session_id: str) -> bool:
     read = history.found.get(session_id)
     there = {entry.cursor for entry in read.entries} if read is not None else set()
     acks = (ack for said in history.said if said.session_id == session_id for ack in said.acks)
-    return history.may_rewind and any(ack.cursor not in there for ack in acks)
+    return history.may_lose and any(ack.cursor not in there for ack in acks)
 
 
 def _is_pause(text: str | None) -> bool:

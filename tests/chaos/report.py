@@ -53,7 +53,7 @@ def as_json(outcomes: Sequence[Outcome], words: Sequence[str]) -> Body:
 def _line(outcome: Outcome) -> Body:
     return {
         "seed": outcome.schedule.seed,
-        "topology": outcome.schedule.topology,
+        "setting": outcome.schedule.setting,
         "replicas": outcome.schedule.replicas,
         "counts": dict(outcome.counts),
         "faults": dict(outcome.faults),
@@ -95,9 +95,9 @@ def table(body: Body) -> str:
 
 
 def publish(body: Body) -> None:
-    """Write the counts of a run into the page, in place of the last ones of its topology."""
-    topology = body["schedules"][0]["topology"]
-    block = re.compile(rf"(<!-- counts: {topology} -->\n).*?(<!-- end -->)", re.DOTALL)
+    """Write the counts of a run into the page, in place of the last ones of its setting."""
+    setting = body["schedules"][0]["setting"]
+    block = re.compile(rf"(<!-- counts: {setting} -->\n).*?(<!-- end -->)", re.DOTALL)
     PAGE.write_text(block.sub(lambda found: found[1] + _block(body) + found[2], PAGE.read_text()))
 
 

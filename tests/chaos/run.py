@@ -49,10 +49,11 @@ async def run(schedule: Schedule, folder: Path) -> Outcome:
     history = History()
     violations: list[Violation] = []
     try:
-        async with World(folder, topology=schedule.topology, replicas=schedule.replicas) as world:
+        async with World(folder, schedule) as world:
             await _play(schedule, world, history)
     except* (AssertionError, OSError, TimeoutError, httpx2.HTTPError) as group:
         violations += [Violation("broke off", "", repr(error)[:3000]) for error in group.exceptions]
+    history.is_replicated = schedule.is_replicated
     history.may_rewind = any(struck.kind in LOSING for struck in history.struck)
     violations += check(history)
     faults = Counter(struck.kind for struck in history.struck)

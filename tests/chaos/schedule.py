@@ -95,17 +95,26 @@ class Schedule(NamedTuple):
     seconds: float
     replicas: int
     strikes: list[Strike]
+    is_replicated: bool = False
+    """The service answers when a replica of Redis has a write, too: nothing acknowledged may be lost."""
+
+    @property
+    def setting(self) -> str:
+        """Where sessions are kept, and how surely."""
+        return f"{self.topology}{', replicated' * self.is_replicated}"
 
     def __str__(self) -> str:
         faults = ", ".join(f"{s.at_s:.1f}s {s.kind}/{s.target} {s.seconds:.1f}s" for s in self.strikes)
-        return f"seed {self.seed}: {self.replicas} replicas, {self.topology}, {self.seconds:g} s: {faults}"
+        return f"seed {self.seed}: {self.replicas} replicas, {self.setting}, {self.seconds:g} s: {faults}"
 
     def write(self, path: Path) -> None:
         body = self._asdict() | {"strikes": [strike._asdict() for strike in self.strikes]}
         path.write_text(json.dumps(body, indent=1) + "\n")
 
 
-def draw(seed: int, *, seconds: float, topology: Topology = "single") -> Schedule:
+def draw(
+    seed: int, *, seconds: float, topology: Topology = "single", is_replicated: bool = False
+) -> Schedule:
     """The schedule of *seed*."""
     dice = random.Random(f"schedule {seed} {topology}")
     possible = [name for name, kind in KINDS.items() if topology in kind.topologies]
@@ -116,7 +125,7 @@ def draw(seed: int, *, seconds: float, topology: Topology = "single") -> Schedul
         lasting_s = dice.uniform(low_s, max(low_s, min(high_s, seconds - FIRST_S)))
         at_s = dice.uniform(FIRST_S, max(FIRST_S, seconds - lasting_s))
         strikes.append(Strike(round(at_s, 2), name, dice.randrange(12), round(lasting_s, 2)))
-    return Schedule(seed, topology, seconds, dice.choice((2, 2, 3, 4)), sorted(strikes))
+    return Schedule(seed, topology, seconds, dice.choice((2, 2, 3, 4)), sorted(strikes), is_replicated)
 
 
 def _drawn(dice: random.Random, possible: list[str], count: int) -> list[str]:

@@ -92,6 +92,14 @@ class TestTopologiesThatMayLose:
 
         assert check(history) == []
 
+    def test_is_not_accepted_where_replicas_had_it(self) -> None:
+        """A follower may have heard of a write before it was answered; what was answered is there."""
+        history = self.rewound()
+        history.is_replicated = True
+        history.followings[0].events.append(event(ALIVE, "gap", {"reason": "rewound"}))
+
+        assert {violation.kind for violation in check(history)} == {"lost"}
+
     def test_a_turn_is_not_gone_without_its_message(self) -> None:
         history = sound()
         history.may_rewind = True

@@ -26,9 +26,9 @@ def test_every_test_that_is_named_exists() -> None:
     assert [name for name in named if not Path(name).exists()] == []
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_counts_of_every_topology_have_a_place(topology: str) -> None:
-    assert re.search(rf"<!-- counts: {topology} -->\n.*?<!-- end -->", TEXT, re.DOTALL)
+@pytest.mark.parametrize("setting", [*TOPOLOGIES, "sentinel, replicated"])
+def test_counts_of_every_setting_have_a_place(setting: str) -> None:
+    assert re.search(rf"<!-- counts: {setting} -->\n.*?<!-- end -->", TEXT, re.DOTALL)
 
 
 BODY: report.Body = {
@@ -37,7 +37,7 @@ BODY: report.Body = {
     "machine": "2 cores",
     "schedules": [
         {
-            "topology": "single",
+            "setting": "single",
             "counts": {"sessions": 3, "acknowledged": 1_000},
             "faults": {"redis-kill": 1},
             "endsToldMs": [10, 30],

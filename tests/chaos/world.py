@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 
 from sessions_api.store.keys import Keyspace
 from tests.chaos.processes import Replica, Worker
-from tests.chaos.schedule import Topology
+from tests.chaos.schedule import Schedule
 from tests.chaos.storages import STORAGES
 from tests.support.client import ECHO, eventually
 from tests.support.webhook_server import SECRET, Received, Receiver
@@ -39,10 +39,11 @@ WORKERS = 2
 class World:
     """Everything that runs; as a context manager it brings all up and takes it down again."""
 
-    def __init__(self, folder: Path, *, topology: Topology, replicas: int) -> None:
+    def __init__(self, folder: Path, schedule: Schedule) -> None:
         self._folder = folder
-        self._size = replicas
-        self.storage = STORAGES[topology]()
+        self._size = schedule.replicas
+        self._env = ENV | ({"SESSIONS_DURABILITY": "replicated"} if schedule.is_replicated else {})
+        self.storage = STORAGES[schedule.topology]()
         self.replicas: list[Replica] = []
         self.workers: list[Worker] = []
         self.badly_ended: list[str] = []
@@ -70,7 +71,7 @@ class World:
         urls = await self.storage.start(self._stack, self._folder, self._size)
         await self._stack.enter_async_context(self._receiver)
         for number, url in enumerate(urls):
-            replica = Replica(self._folder, redis_url=url, env=ENV, name=f"replica-{number}")
+            replica = Replica(self._folder, redis_url=url, env=self._env, name=f"replica-{number}")
             self.replicas.append(replica)
             self._stack.callback(_end, replica)
         await in_threads(replica.start for replica in self.replicas)
