@@ -170,18 +170,14 @@ def nginx_files(
     *edits*, old → new: for the lines that stand in ``listen.conf`` as comments. *times*: for those in
     ``nginx.conf`` that are too long to wait for.
     """
-    for name in ("nginx.conf", "replicas.conf", "listen.conf"):
-        shutil.copy(DEPLOY / "nginx" / name, folder)
-    servers = {
-        f"server api-{number}:3000 ": f"server {address} " for number, address in enumerate(replicas, start=1)
-    }
     addresses = {"listen 3000;": f"listen 127.0.0.1:{port};"} | dict(edits or {})
-    for name, edits_here in (
-        ("replicas.conf", servers),
-        ("listen.conf", addresses),
-        ("nginx.conf", dict(times or {})),
-    ):
-        (folder / name).write_text(edited((folder / name).read_text(), edits_here))
+    for name, edits_here in (("listen.conf", addresses), ("nginx.conf", dict(times or {}))):
+        (folder / name).write_text(edited((DEPLOY / "nginx" / name).read_text(), edits_here))
+    here = {f"api-{number}:3000": address for number, address in enumerate(replicas, start=1)}
+    servers = (DEPLOY / "nginx" / "replicas.conf").read_text()
+    (folder / "replicas.conf").write_text(
+        re.sub(r"(?<=^server )\S+", lambda name: here[name[0]], servers, flags=re.MULTILINE)
+    )
     return folder / "nginx.conf"
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
@@ -151,7 +153,8 @@ class TestRepeats:
 class Replica(ThreadingHTTPServer):
     """Runs from entering to leaving, ready until told otherwise.
 
-    It hangs up on who asks for ``/broken``, and says nothing to who asks for ``/silent``.
+    It hangs up on who asks for ``/broken``, says nothing to who asks for ``/silent``, and 503 to who asks
+    for ``/away``.
     """
 
     daemon_threads = True
@@ -185,12 +188,49 @@ class _Answer(BaseHTTPRequestHandler):
         if self.path == "/silent":
             self.server.is_over.wait(30)
         elif self.path != "/broken":
-            self.send_response(200 if self.server.is_ready else 503)
+            self.send_response(200 if self.server.is_ready and self.path != "/away" else 503)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def three(name: str, folder: Path, replicas: Sequence[Replica]) -> HAProxy | Nginx:
+    """The balancer of this name before three of *replicas*, which may be the same."""
+    addresses = [each.address for each in replicas]
+    if name == "haproxy":
+        return HAProxy(folder / name, addresses)
+    return Nginx(folder / name, addresses)
+
+
+@pytest.mark.skipif(bool(missing("haproxy", "nginx")), reason=missing("haproxy", "nginx"))
+@pytest.mark.parametrize("name", ["haproxy", "nginx"])
+class TestAReplicaThatSays503:
+    """About a session whose Redis is away every replica says it: that tells nothing of the replica."""
+
+    def test_goes_on_with_everybody_else(self, name: str, tmp_path: Path) -> None:
+        with ExitStack() as stack:
+            replicas = [stack.enter_context(Replica()) for _ in range(3)]
+            balancer = three(name, tmp_path, replicas)
+            stack.enter_context(balancer)
+            with httpx2.Client(base_url=balancer.url, timeout=20, trust_env=False) as client:
+                told = [client.get(path).status_code for path in ("/away", "/") * 50]
+
+        assert Counter(zip(("/away", "/") * 50, told, strict=True)) == {("/away", 503): 50, ("/", 200): 50}
+
+    def test_is_asked_while_another_is_dead(self, name: str, tmp_path: Path) -> None:
+        """Which still is found out, and gone round."""
+        with ExitStack() as stack:
+            replicas = [stack.enter_context(Replica()) for _ in range(3)]
+            balancer = three(name, tmp_path, replicas)
+            stack.enter_context(balancer)
+            replicas[0].shutdown()
+            replicas[0].server_close()
+            with httpx2.Client(base_url=balancer.url, timeout=20, trust_env=False) as client:
+                told = [client.get(path).status_code for path in ("/away", "/") * 50]
+
+        assert Counter(told[1::2]) == {200: 50}
 
 
 def errors_of_their_own() -> dict[int, str]:

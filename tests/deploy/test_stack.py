@@ -351,6 +351,7 @@ def test_the_stack_is_that_of_the_compose_file(tmp_path: Path) -> None:
     assert re.findall(r"presetenv API_\d (api-\d):3000", haproxy) == names
     assert re.findall(r"^ +server (api-\d) ", haproxy, re.MULTILINE) == names
     nginx = (DEPLOY / "nginx" / "replicas.conf").read_text()
-    assert re.findall(r"^server (api-\d):3000 ", nginx, re.MULTILINE) == names
+    assert re.findall(r"^server (api-\d):3000 max_fails=[1-9]", nginx, re.MULTILINE) == names
+    assert re.findall(r"^server (api-\d):3000 max_fails=0 backup;$", nginx, re.MULTILINE) == names
     prometheus = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
     assert re.findall(r"- (api-\d):9100", prometheus) == names
