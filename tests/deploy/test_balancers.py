@@ -132,6 +132,17 @@ class TestSizes:
         for most_bytes in (int(haproxy_bytes), int(nginx_mib) * 2**20, int(ingress_mib) * 2**20):
             assert most_bytes >= 2 * MAX_ANSWER_BYTES
 
+    def test_leave_the_service_room_beside_its_clients(self) -> None:
+        """For HAProxy's checks, its idle connections, and whoever else asks a replica how it is."""
+        [most] = re.findall(r"^    default-server .* maxconn (\d+) ", HAPROXY, re.MULTILINE)
+        service_has = served().limit_concurrency
+        descriptors = services()["balancer"]["ulimits"]["nofile"]
+
+        assert service_has is not None
+        assert int(most) <= service_has - 1_000
+        assert int(most) > Settings().sessions_max_followers
+        assert 2 * 3 * int(most) < descriptors
+
     def test_let_any_usual_message_be_repeated(self) -> None:
         """What HAProxy sends to another replica has to be in its buffer, with each character escaped."""
         [buffer] = re.findall(r"tune.bufsize (\d+)", HAPROXY)
