@@ -78,8 +78,9 @@ lock: .venv/.dev ## write the requirements locks anew from pyproject.toml; pins 
 	@$(compile) pyproject.toml -o requirements.lock
 	@$(compile) --group build -o requirements-build.lock
 	@$(compile) pyproject.toml --group dev -o requirements-dev.lock
+	@$(compile) pyproject.toml --extra otel --constraint requirements-dev.lock -o requirements-otel.lock
 	@$(compile) --group bench --constraint requirements-dev.lock -o requirements-bench.lock
-	@echo "wrote requirements.lock, requirements-build.lock, requirements-dev.lock, requirements-bench.lock"
+	@echo "wrote $$(echo requirements*.lock)"
 
 # Not of `check`: it asks a service elsewhere, whose answer changes overnight. Where that cannot be
 # reached it says so in capitals, and checks nothing.

@@ -29,6 +29,8 @@ ADVISORY = {
         }
     ],
 }
+LOCKS = ("requirements.lock", "requirements-otel.lock", "requirements-build.lock")
+"""What goes into an image, with tracing or without, and what builds it."""
 Pin = tuple[str, str]
 
 
@@ -103,7 +105,7 @@ class TestAnswered:
         looked_up = audit(AUDIT_ADVISORIES=advisories.url)
 
         assert looked_up.returncode == 0, looked_up.stderr
-        wanted = pins("requirements.lock") | pins("requirements-build.lock")
+        wanted = set().union(*map(pins, LOCKS))
         assert len(wanted) > 15
         assert advisories.asked == wanted
         assert looked_up.stdout == f"0 known vulnerabilities in {len(wanted)} locked packages\n"
@@ -147,7 +149,7 @@ class TestUnanswered:
         first, second, third = skipped.stderr.splitlines()
         assert first.startswith("AUDIT SKIPPED: ")
         assert "CANNOT BE REACHED" in first
-        assert second == "NOT CHECKED FOR KNOWN VULNERABILITIES: requirements.lock requirements-build.lock."
+        assert second == f"NOT CHECKED FOR KNOWN VULNERABILITIES: {' '.join(LOCKS)}."
         assert "make audit" in third
 
     def test_without_a_network_it_says_what_it_did_not_check(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -28,6 +30,13 @@ def admitted() -> list[str]:
     lines = [line for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line[:1] != "#"]
     assert lines[0] == "*"
     return [line.removeprefix("!") for line in lines if line.startswith("!")]
+
+
+def pins(lock: str) -> set[tuple[str, str]]:
+    """Name and version of each package in *lock*."""
+    lines = (CHECKOUT / lock).read_text().splitlines()
+    found = [line.split()[0].partition("==") for line in lines if line[:1].isalnum()]
+    return {(name, version) for name, _, version in found}
 
 
 def installs() -> list[str]:
@@ -60,6 +69,22 @@ class TestTheFile:
                 "--no-index" in install or "--no-build-isolation" in install
             )
             assert from_lock or of_ours, install
+
+    def test_can_have_opentelemetry_in_it(self) -> None:
+        """By the argument in docs/tracing.md: a lock of all that the usual one has, and the extra `otel`."""
+        [argument] = [arguments for name, arguments in stages()[1] if name == "ARG"]
+        assert argument == "LOCK=requirements.lock"
+        assert [install for install in installs() if '-r "${LOCK}"' in install]
+        [named] = set(re.findall(r"LOCK=(\S+-\S+\.lock)", (CHECKOUT / "docs" / "tracing.md").read_text()))
+        assert named in copied()
+
+        usual, traced = pins("requirements.lock"), pins(named)
+        extra = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"][
+            "otel"
+        ]
+        assert usual < traced
+        names = {name for name, _ in traced - usual}
+        assert {re.split("[<>=]", each)[0] for each in extra} <= names
 
     def test_is_built_and_run_on_one_python_that_can_be_pinned(self) -> None:
         """A tag that names a version, which an argument replaces by a digest."""

@@ -116,7 +116,9 @@ class TestWheel:
 
 
 class TestLocks:
-    @pytest.mark.parametrize("smaller", ["requirements.lock", "requirements-build.lock"])
+    @pytest.mark.parametrize(
+        "smaller", ["requirements.lock", "requirements-otel.lock", "requirements-build.lock"]
+    )
     def test_agree_with_each_other(self, smaller: str) -> None:
         """The tests run on the very versions that the service runs on."""
         everything = pins("requirements-dev.lock")
