@@ -74,6 +74,15 @@ class TestTheFiles:
         text = (FOLDER / "kustomization.yaml").read_text()
         assert all(f"#  - {name}\n" in text for name in EXTENSIONS)
 
+    def test_have_prometheus_told_of_every_rule(self) -> None:
+        """As the operator takes them, from the very files that Prometheus by itself reads."""
+        printed = subprocess.run([FOLDER / "prometheusrule"], capture_output=True, text=True, check=True)
+
+        for name, told in zip(("rules", "alerts"), yaml.safe_load_all(printed.stdout), strict=True):
+            assert (told["kind"], told["apiVersion"]) == ("PrometheusRule", "monitoring.coreos.com/v1")
+            assert told["metadata"]["name"] == f"sessions-api-{name}"
+            assert told["spec"] == yaml.safe_load((DEPLOY / "prometheus" / f"{name}.yml").read_text())
+
     def test_select_what_is_there(self) -> None:
         """Every selector finds the deployment's pods, or the metrics' service."""
         selectors = [
