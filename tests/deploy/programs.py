@@ -77,6 +77,10 @@ class Program:
     def is_ready(self) -> bool:
         raise NotImplementedError
 
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     @property
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
@@ -118,17 +122,22 @@ class HAProxy(Program):
         self, folder: Path, replicas: Sequence[str], *, edits: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(folder, "haproxy")
-        self._file = DEPLOY / "haproxy" / "haproxy.cfg"
-        if edits:
-            text = edited(self._file.read_text(), edits)
-            self._file = folder / "haproxy.cfg"
-            self._file.write_text(text)
+        self._file = folder / "haproxy.cfg"
+        self.change(edits or {})
         self.port, self.operators = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self._replicas = replicas
 
     def command(self) -> Sequence[str]:
-        return ["-f", str(self._file)]
+        return ["-W", "-db", "-f", str(self._file)]  # as the image's entrypoint does
+
+    def change(self, edits: Mapping[str, str]) -> None:
+        """Write the deployed file with these *edits* and no others; they count from :meth:`reload` on."""
+        self._file.write_text(edited((DEPLOY / "haproxy" / "haproxy.cfg").read_text(), edits))
+
+    def reload(self) -> None:
+        """As deploy/README.md has it."""
+        self.send(signal.SIGUSR2)
 
     def environment(self) -> dict[str, str]:
         replicas = {f"API_{number}": address for number, address in enumerate(self._replicas, start=1)}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import httpx2
 import pytest
@@ -23,7 +23,7 @@ from sessions_api.live.sse import BEAT_S
 from sessions_api.settings import Settings
 from tests.deploy.compose import services
 from tests.deploy.deployed import DEPLOY
-from tests.deploy.programs import HAProxy, Nginx, checked, missing, nginx_files, until
+from tests.deploy.programs import HAProxy, Nginx, answers, checked, missing, nginx_files, until
 
 HAPROXY = (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
 NGINX = (DEPLOY / "nginx" / "nginx.conf").read_text()
@@ -165,7 +165,7 @@ class Replica(ThreadingHTTPServer):
     """Runs from entering to leaving, ready until told otherwise.
 
     It hangs up on who asks for ``/broken``, says nothing to who asks for ``/silent``, and 503 to who asks
-    for ``/away``.
+    for ``/away``. ``/stream`` has a first line at once, and a last one when :attr:`is_over` is set.
     """
 
     daemon_threads = True
@@ -198,6 +198,12 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/silent":
             self.server.is_over.wait(30)
+        elif self.path == "/stream":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"first\n")
+            self.server.is_over.wait(30)
+            self.wfile.write(b"last\n")
         elif self.path != "/broken":
             self.send_response(200 if self.server.is_ready and self.path != "/away" else 503)
             self.send_header("Content-Length", "0")
@@ -242,6 +248,49 @@ class TestAReplicaThatSays503:
                 told = [client.get(path).status_code for path in ("/away", "/") * 50]
 
         assert Counter(told[1::2]) == {200: 50}
+
+
+@pytest.mark.skipif(bool(missing("haproxy")), reason=missing("haproxy"))
+class TestAChange:
+    """SIGUSR2 to HAProxy's master, as deploy/README.md has it."""
+
+    CHANGED: ClassVar = {"http-request deny deny_status 404 if {": "http-request deny deny_status 403 if {"}
+
+    @pytest.fixture
+    def replica(self) -> Iterator[Replica]:
+        with Replica() as replica:
+            yield replica
+
+    @pytest.fixture
+    def haproxy(self, replica: Replica, tmp_path: Path) -> Iterator[HAProxy]:
+        with HAProxy(tmp_path / "haproxy", [replica.address] * 3) as haproxy:
+            yield haproxy
+
+    def test_ends_no_stream(self, haproxy: HAProxy, replica: Replica) -> None:
+        with httpx2.stream("GET", f"{haproxy.url}/stream", timeout=20, trust_env=False) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "first"
+            assert answers(f"{haproxy.url}/metrics", 404)
+
+            haproxy.change(self.CHANGED)
+            haproxy.reload()
+            until(lambda: answers(f"{haproxy.url}/metrics", 403), "the changed file counts")
+            replica.is_over.set()
+
+            assert list(lines) == ["last"]
+        assert answers(f"{haproxy.url}/")
+
+    def test_that_is_not_valid_changes_nothing(self, haproxy: HAProxy) -> None:
+        haproxy.change({"balance leastconn": "balance by-chance"})
+        haproxy.reload()
+        until(lambda: "balance only supports" in haproxy.log, "it is refused")
+
+        assert answers(f"{haproxy.url}/metrics", 404)
+        assert answers(f"{haproxy.url}/")
+
+        haproxy.change(self.CHANGED)
+        haproxy.reload()
+        until(lambda: answers(f"{haproxy.url}/metrics", 403), "the next one counts")
 
 
 def errors_of_their_own() -> dict[int, str]:

@@ -16,7 +16,7 @@ import trustme
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
-from tests.deploy.programs import HAProxy, Nginx, checked, missing
+from tests.deploy.programs import HAProxy, Nginx, checked, missing, until
 from tests.support.client import BASE, ECHO, Stream, some_id
 from tests.support.ports import free_port
 from tests.support.servers import TestServer, launch
@@ -100,6 +100,37 @@ def secured(
     folder = tmp_path_factory.mktemp("secured")
     with request.param(folder, f"127.0.0.1:{replica.port}", port, certificate):
         yield Secured(port, trust)
+
+
+def shown(port: int) -> bytes:
+    """The certificate that is shown on this port."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        return secured.getpeercert(binary_form=True) or b""
+
+
+def test_a_renewed_certificate_is_shown_once_haproxy_reads_it(replica: Service, tmp_path: Path) -> None:
+    """Written in place of the old one, then SIGUSR2, as deploy/README.md has it."""
+    port, pem, authority = free_port(), tmp_path / "certificate.pem", trustme.CA()
+    old, new = (authority.issue_cert("localhost").private_key_and_cert_chain_pem for _ in range(2))
+    old.write_to_path(pem)
+    lines = {
+        "#bind :8443 ssl crt /run/secrets/certificate.pem": f"bind 127.0.0.1:{port} ssl crt {pem}",
+    }
+    with HAProxy(tmp_path / "haproxy", [f"127.0.0.1:{replica.port}"] * 3, edits=lines) as balancer:
+        first = shown(port)
+        new.write_to_path(pem)
+        assert shown(port) == first
+
+        balancer.reload()
+        until(lambda: shown(port) != first, "the new certificate is shown")
+
+        assert ssl.DER_cert_to_PEM_cert(shown(port)).encode() in pem.read_bytes()
 
 
 def created(client: httpx2.Client) -> str:
