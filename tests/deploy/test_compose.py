@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -24,7 +26,7 @@ from sessions_api.store.keys import Keyspace
 from tests.deploy.compose import VARIANTS, compose, health_command, image, image_environment, services
 from tests.deploy.container import Container, image_of_the_service, why_not
 from tests.deploy.deployed import CHECKOUT, DEPLOY
-from tests.deploy.programs import checked, missing
+from tests.deploy.programs import checked, edited, missing
 from tests.support.client import BASE, eventually, some_id
 from tests.support.ports import free_port
 from tests.support.servers import binaries
@@ -54,6 +56,12 @@ def of_the_store(variant: str) -> dict[str, dict[str, Any]]:
     return {name: each for name, each in services(variant).items() if each["image"].startswith("valkey/")}
 
 
+def assert_valid(file: Path) -> None:
+    checking = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    checked = subprocess.run([*checking, file], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 class TestTheFile:
     @each_variant
     def test_is_valid(self, variant: str, tmp_path: Path) -> None:
@@ -62,11 +70,8 @@ class TestTheFile:
         if variant:  # as it is once it is laid over the other
             file = tmp_path / "docker-compose.yml"
             file.write_text(yaml.safe_dump(compose(variant)))
-        checking = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
 
-        checked = subprocess.run([*checking, file], capture_output=True, text=True, check=False)
-
-        assert checked.returncode == 0, checked.stdout + checked.stderr
+        assert_valid(file)
 
     @each_variant
     def test_names_only_real_settings(self, variant: str) -> None:
@@ -95,15 +100,23 @@ class TestTheFile:
             assert set(each.get("depends_on", ())) <= there
             assert set(each["networks"]) <= compose(variant)["networks"].keys()
 
-    def test_believes_the_balancer_and_nobody_further(self) -> None:
-        """The proxies that the service trusts are the networks in which the balancer is."""
+    def test_believes_the_balancer_and_a_proxy_before_it(self) -> None:
+        """By its own addresses, which nobody else is given. From the gateway this machine's proxy comes, and
+        nobody else while ports are open to this machine alone.
+        """
         [trusted] = {api["environment"]["SESSIONS_TRUSTED_PROXIES"] for api in apis()}
-        networks = compose()["networks"]
-        balancers = [
-            networks[name]["ipam"]["config"][0]["subnet"] for name in services()["balancer"]["networks"]
-        ]
+        balancers = services()["balancer"]["networks"]
+        networks = {name: compose()["networks"][name]["ipam"]["config"][0] for name in balancers}
+        gateway = networks["outside"]["gateway"]
 
-        assert trusted.split(",") == balancers
+        assert trusted.split(",") == [*(each["ipv4_address"] for each in balancers.values()), gateway]
+        assert services()["balancer"]["ports"] == ["127.0.0.1:3000:3000"]
+        for name, network in networks.items():
+            others = IPv4Network(network["ip_range"])
+            fixed = {balancers[name]["ipv4_address"], network["gateway"]}
+            assert others.subnet_of(IPv4Network(network["subnet"]))
+            assert len(fixed) == 2
+            assert not [each for each in fixed if IPv4Address(each) in others]
 
     @each_variant
     def test_mounts_what_is_here(self, variant: str) -> None:
@@ -146,7 +159,62 @@ class TestTheFile:
         assert published == {"balancer": ["127.0.0.1:3000:3000"], "grafana": ["127.0.0.1:3001:3000"]}
 
 
+class TestHttps:
+    """The lines for it that stand as comments, here and in haproxy.cfg, are of one file and one port."""
+
+    LINES: ClassVar = {
+        '    ports: ["127.0.0.1:3000:3000"]\n': "",
+        "    #ports: ": "    ports: ",
+        "    #secrets: ": "    secrets: ",
+        "    #group_add: ": "    group_add: ",
+        "  #certificate.pem:\n  #  file: ": "  certificate.pem:\n    file: ",
+        ",172.29.65.1\n": "\n",
+    }
+
+    def test_is_of_what_the_balancer_is_given(self, tmp_path: Path) -> None:
+        file = tmp_path / "docker-compose.yml"
+        file.write_text(edited((CHECKOUT / "docker-compose.yml").read_text(), self.LINES))
+        balancer, secrets = (yaml.safe_load(file.read_text())[name] for name in ("services", "secrets"))
+        balancer = balancer["balancer"]
+        haproxy = (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
+        [[port, path]] = re.findall(r"#bind :(\d+) ssl crt (\S+) ", haproxy)
+
+        assert_valid(file)
+        assert balancer["ports"] == [f"443:{port}"]
+        assert [f"/run/secrets/{name}" for name in balancer["secrets"]] == [path]
+        assert [secrets[name]["file"] for name in balancer["secrets"]] == ["deploy/secrets/certificate.pem"]
+        assert balancer["group_add"] == services()["redis"]["group_add"]  # may read the secrets
+
+
 class TestTheReadme:
+    def test_has_each_variant_meant_by_every_later_command(self) -> None:
+        """A command that knows of one file would put the one Redis in the place of the others."""
+        heads = "".join((DEPLOY / "compose" / f"{name}.yml").read_text() for name in filter(None, VARIANTS))
+        for text in ((DEPLOY / "README.md").read_text(), heads):
+            named = set(re.findall(r"COMPOSE_FILE=(\S+) >> \.env", text))
+            assert named == {
+                f"docker-compose.yml:deploy/compose/{name}.yml" for name in filter(None, VARIANTS)
+            }
+            assert not re.search(r"docker compose (-f|--file)", text)
+
+    def test_has_the_tag_of_this_release(self) -> None:
+        """The image of the release before is still there to go back to, and a cluster pulls the new one."""
+        release = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+        said = re.findall(r"sessions-api:([\w.]+)", (DEPLOY / "README.md").read_text())
+        kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+
+        assert {api["image"] for api in apis()} == {f"sessions-api:{release}"}
+        assert kustomization["images"] == [{"name": "sessions-api", "newTag": release}]
+        assert set(said) == {release}
+
+    def test_signals_from_within(self) -> None:
+        """A signal from outside makes a stopped container of it to Docker, who starts it no more."""
+        text = (DEPLOY / "README.md").read_text()
+
+        assert not re.search(r"^ *docker compose kill", text, re.MULTILINE)
+        signalled = re.findall(r"docker compose exec (\w+) kill -(\w+) 1", text)
+        assert signalled == [("balancer", "USR2"), ("prometheus", "HUP")]
+
     def test_says_which_programs_are_the_tests_and_which_the_images(self) -> None:
         """The second column has the images' versions."""
         text = (DEPLOY / "README.md").read_text()
@@ -154,7 +222,7 @@ class TestTheReadme:
         said = {name.lower(): version for name, version, _ in rows}
         images = " ".join(each["image"] for each in services().values())
 
-        assert said == dict(re.findall(r"([a-z]+):v?([\d.]+)", images)) | {"nginx": "none"}
+        assert said == dict(re.findall(r"(?<![\w-])([a-z]+):v?([\d.]+)", images)) | {"nginx": "none"}
 
     @pytest.mark.skipif("bookworm" not in OS, reason="other versions than Debian 12 has")
     @pytest.mark.parametrize(
@@ -200,14 +268,12 @@ class TestEachContainer:
         assert {"pids_limit", "mem_limit", "cpus"} <= service.keys()
 
     def test_is_of_an_image_that_does_not_move(self, service: dict[str, Any]) -> None:
-        """A version, by its tag; or ours, which is built here."""
-        name, _, tag = service["image"].partition(":")
-
-        assert re.match(r"v?\d+\.\d+", tag) or name == "sessions-api"
+        """A version, by its tag."""
+        assert re.search(r":v?\d+\.\d+", service["image"])
 
     def test_says_how_it_is(self, service: dict[str, Any]) -> None:
         """A health check of its own, or the image's; what runs once has its exit status."""
-        is_ours = service["image"] == "sessions-api" and "HEALTHCHECK" in image()
+        is_ours = service["image"].startswith("sessions-api:") and "HEALTHCHECK" in image()
 
         assert "healthcheck" in service or is_ours or service["restart"] == "on-failure"
 
