@@ -98,6 +98,11 @@ class DeployedRedis:
         """One command as the service's user; its reply, or the error as it is."""
         return self.ask("sessions", self.password, *command)
 
+    def operate(self, *command: Any) -> Any:
+        """One command as the operator; its reply, or the error as it is."""
+        password = (self._folder / "tmp" / "operator_password").read_text().strip()
+        return self.ask("operator", password, *command)
+
     def ask(self, user: str | None, password: str | None, *command: Any) -> Any:
         """One command as anybody, on a connection of its own."""
         with redis.Redis(
