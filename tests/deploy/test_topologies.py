@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from tests.deploy.compose import services
 from tests.deploy.peers import Peer, Peers, running
 from tests.deploy.programs import until
 from tests.support.client import Api
-from tests.support.ports import free_ports
+from tests.support.ports import free_port, free_ports
+from tests.support.recipes import follow
 from tests.support.service import Service
 
 pytestmark = [
@@ -35,6 +36,30 @@ def url_of(variant: str, addresses: dict[str, str]) -> str:
         assert f"{theirs}," in url or f"{theirs}/" in url or url.endswith(theirs), theirs
         url = url.replace(theirs, ours)
     return url
+
+
+@contextmanager
+def serving(peers: Peers, folder: Path, url: str) -> Iterator[Api]:
+    """A replica of the service there, as the compose file gives it the password."""
+    folder.mkdir(exist_ok=True)
+    (password := folder / "redis_password").write_text(peers.password + "\n")
+    env = {"REDIS_PASSWORD_FILE": str(password)}
+    with Service(folder, redis_url=url, env=env) as service, closing(Api(service.url)) as api:
+        yield api
+    service.assert_no_bug_logged(allowed=frozenset({"redis_circuit_opened"}))
+
+
+def at(peers: Peers, node: Peer, backup: Path) -> dict[str, str]:
+    """The names in docs/backup.md's commands, at this server, for its operator."""
+    return peers.environment(node.name) | {
+        "CLI": f"{peers.folder / 'redis' / 'operator'} -p {node.port}",
+        "DATA": str(peers.folder / node.name / "data"),
+        "BACKUP": str(backup),
+    }
+
+
+def contents(api: Api, session_id: str) -> list[str]:
+    return [each["content"] for each in api.history(session_id)["messages"]][::-1]
 
 
 class TestSentinel:
@@ -112,6 +137,53 @@ class TestSentinel:
         assert [refused for node in nodes for refused in node.refusals()] == []
         assert peers.password not in service.log + "".join(peers.log(each.name) for each in nodes)
 
+    def test_is_restored_from_a_backup(
+        self, peers: Peers, nodes: list[Peer], sentinels: list[Peer], tmp_path: Path
+    ) -> None:
+        """As docs/backup.md has it, though another than the first server was primary: nothing drops it."""
+        backup = tmp_path / "sessions.rdb"
+        addresses = {f"{each.name}:26379": f"127.0.0.1:{each.port}" for each in sentinels}
+        sentinels[0].ask("SENTINEL", "FAILOVER", "sessions", user=None)
+        until(lambda: nodes[0].role() == "slave", "another is primary", within_s=40)
+        until(lambda: _have_copies(nodes, 2), "both replicas follow it", within_s=40)
+        [primary] = [node for node in nodes if node.role() == "master"]
+        with serving(peers, tmp_path / "service", url_of("sentinel", addresses)) as api:
+            session_id = api.session()
+            converse(api, session_id, "before")
+            follow("backup", at(peers, primary, backup))
+            converse(api, session_id, "after")
+
+            for each in (*sentinels, *nodes):
+                each.stop()
+            for each in (*sentinels, *nodes):
+                follow("empty", at(peers, each, backup))
+            follow("restore", at(peers, nodes[0], backup))
+            nodes[0].start()
+            follow("loaded", at(peers, nodes[0], backup))
+            for each in (*nodes[1:], *sentinels):
+                each.start()
+
+            until(
+                lambda: all(known(each) == (2, 2) for each in sentinels),
+                "the sentinels know all",
+                within_s=40,
+            )
+            until(lambda: _have_copies(nodes, 2), "both replicas follow the primary")
+            until(lambda: api.call("GET", f"/{session_id}").status_code == 200, "the service is back")
+            assert contents(api, session_id) == ["before", "echo: before"]
+            converse(api, session_id, "and on")
+            assert [node.role() for node in nodes] == ["master", "slave", "slave"]
+
+    def test_a_lone_primary_stops(self, nodes: list[Peer]) -> None:
+        """It may be the one that is cut off."""
+        assert [setting(node, "min-replicas-to-write") for node in nodes] == ["1", "1", "1"]
+        assert [setting(node, "min-replicas-max-lag") for node in nodes] == ["10", "10", "10"]
+
+
+def setting(node: Peer, name: str) -> str:
+    until(lambda: node.ask("PING"), "it answers")
+    return str(node.ask("CONFIG", "GET", name)[1].decode())
+
 
 def known(sentinel: Peer) -> tuple[int, int]:
     """How many replicas and other sentinels it knows."""
@@ -164,11 +236,7 @@ class TestCluster:
         """Sessions on every primary; one is killed, its replica takes over. Nobody was refused anything."""
         self.join(peers, nodes)  # again: it is one already, and stays as it is
         (password := tmp_path / "redis_password").write_text(peers.password + "\n")
-        addresses = {
-            f"{theirs}:6379": f"127.0.0.1:{node.port}"
-            for theirs, node in zip(("redis", "redis-2", "redis-3"), nodes, strict=False)
-        }
-        url = url_of("cluster", dict(sorted(addresses.items(), reverse=True)))
+        url = self.url(nodes)
         until(lambda: all(node.ask("ROLE") for node in nodes), "every server answers")
         with (
             Service(tmp_path, redis_url=url, env={"REDIS_PASSWORD_FILE": str(password)}) as service,
@@ -200,6 +268,112 @@ class TestCluster:
 
         service.assert_no_bug_logged(allowed=frozenset({"redis_circuit_opened"}))
         assert [refused for node in others for refused in node.refusals()] == []
+
+    def test_a_primary_without_its_replica_goes_on(self, nodes: list[Peer]) -> None:
+        """One that is cut off from the majority stops by itself."""
+        assert {setting(node, "min-replicas-to-write") for node in nodes} == {"0"}
+
+    def test_moves_slots_for_its_operator(self, peers: Peers, nodes: list[Peer], tmp_path: Path) -> None:
+        """At once, with the conversations that lie in them; nobody is refused what it takes."""
+        source, target = nodes[:2]
+        asked = f"{at(peers, source, tmp_path)['CLI']} CLUSTER MIGRATESLOTS SLOTSRANGE 0 4000 NODE "
+        asked += target.ask("CLUSTER", "MYID").decode()
+        with serving(peers, tmp_path / "service", self.url(nodes)) as api:
+            session_ids = [api.session() for _ in range(12)]
+            for session_id in session_ids:
+                converse(api, session_id, "before")
+            keys = target.ask("DBSIZE")
+
+            done = subprocess.run(
+                asked.split(),
+                env=peers.environment(source.name),
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
+            assert done.stdout.strip() == "OK"
+            until(lambda: "success" in str(target.ask("CLUSTER", "GETSLOTMIGRATIONS")), "they have moved")
+
+            assert target.ask("DBSIZE") > keys + 10
+            for session_id in session_ids:
+                converse(api, session_id, "after")
+                assert contents(api, session_id) == ["before", "echo: before", "after", "echo: after"]
+        assert [refused for node in nodes for refused in node.refusals()] == []
+
+    def test_is_restored_from_backups_of_its_primaries(
+        self, peers: Peers, nodes: list[Peer], tmp_path: Path
+    ) -> None:
+        """As docs/backup.md has it; each is again who it was, with its slots."""
+        until(lambda: _have_copies(nodes, 3), "every primary has a copy")
+        primaries = [node for node in nodes if node.role() == "master"]
+        backups = {node.name: tmp_path / f"{node.name}.rdb" for node in primaries}
+        with serving(peers, tmp_path / "service", self.url(nodes)) as api:
+            session_ids = [api.session() for _ in range(12)]
+            for session_id in session_ids:
+                converse(api, session_id, "before")
+            for node in primaries:
+                follow("backup", at(peers, node, backups[node.name]))
+            for session_id in session_ids:
+                converse(api, session_id, "after")
+
+            self.restore(peers, nodes, primaries, backups)
+
+            for session_id in session_ids:
+                until(lambda sid=session_id: _is_there(api, sid), "it is there")  # type: ignore[misc]
+                assert contents(api, session_id) == ["before", "echo: before"]
+                converse(api, session_id, "and on")
+        assert [node for node in nodes if node.role() == "master"] == primaries
+
+    def test_takes_a_backup_of_one_server(self, peers: Peers, nodes: list[Peer], tmp_path: Path) -> None:
+        """The same in each primary, which keeps what lies in its slots."""
+        until(lambda: _have_copies(nodes, 3), "every primary has a copy")
+        primaries = [node for node in nodes if node.role() == "master"]
+        backup = tmp_path / "sessions.rdb"
+        alone = Peer(peers, "start", "alone", free_port(), {}, "--repl-diskless-sync-delay", "0")
+        with running([alone]):
+            until(lambda: alone.ask("PING", user="sessions"), "it answers")
+            with serving(peers, tmp_path / "one", f"redis://sessions@127.0.0.1:{alone.port}/0") as api:
+                session_ids = [api.session() for _ in range(12)]
+                for session_id in session_ids:
+                    converse(api, session_id, "before")
+                follow("backup", at(peers, alone, backup))
+
+        self.restore(peers, nodes, primaries, {node.name: backup for node in primaries})
+
+        with serving(peers, tmp_path / "several", self.url(nodes)) as api:
+            for session_id in session_ids:
+                assert contents(api, session_id) == ["before", "echo: before"]
+                converse(api, session_id, "and on")
+        assert all(b"[" not in node.ask("CLUSTER", "NODES") for node in primaries), "no slot is under way"
+
+    @staticmethod
+    def url(nodes: Sequence[Peer]) -> str:
+        addresses = {
+            f"{theirs}:6379": f"127.0.0.1:{node.port}"
+            for theirs, node in zip(("redis", "redis-2", "redis-3"), nodes, strict=False)
+        }
+        return url_of("cluster", dict(sorted(addresses.items(), reverse=True)))
+
+    @staticmethod
+    def restore(
+        peers: Peers, nodes: Sequence[Peer], primaries: Sequence[Peer], backups: dict[str, Path]
+    ) -> None:
+        """The steps for a Cluster."""
+        replicas = [node for node in nodes if node not in primaries]
+        for node in (*replicas, *primaries):
+            node.stop()
+        for node in primaries:
+            follow("restore", at(peers, node, backups[node.name]))
+        for node in replicas:
+            follow("forget", at(peers, node, Path("/nowhere")))
+        for node in primaries:
+            node.start()
+        for node in primaries:
+            follow("whole", at(peers, node, Path("/nowhere")))
+        for node in replicas:
+            node.start()
+        until(lambda: _have_copies(list(nodes), len(primaries)), "every primary has a copy", within_s=40)
 
 
 def state(node: Peer) -> bytes | None:

