@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tests.docs.test_metrics import exported
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text()
+BACKUP = (ROOT / "docs" / "backup.md").read_text()
 ALERTS = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
 NAMES = [rule["alert"] for group in ALERTS["groups"] for rule in group["rules"]]
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "sessions_api").rglob("*.py"))
@@ -46,7 +49,7 @@ class TestThePage:
     def test_can_be_read(self) -> None:
         assert len(PAGE.splitlines()) <= 400
 
-    @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", PAGE))))
+    @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", PAGE + BACKUP))))
     def test_leads_to_what_is_there(self, link: str) -> None:
         path, _, anchor = link.partition("#")
         target = (ROOT / "docs" / path).resolve() if path else ROOT / "docs" / "operations.md"
@@ -65,6 +68,14 @@ class TestThePage:
         assert metrics <= exported().keys()
         logged = {record for record in records if f'"{record}"' in SOURCE}
         assert records - logged <= {"request_id", "session_id"}
+
+    @pytest.mark.parametrize("words", sorted(set(re.findall(r"`sessions-api ([^`]+)`", PAGE))))
+    def test_names_commands_as_they_are_typed(self, words: str) -> None:
+        name, *rest = words.split()
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"sessions_api.cli.{name}").arguments(parser)
+
+        parser.parse_args(rest)
 
     def test_has_the_published_figures(self) -> None:
         """Publishing new ones makes them anew."""
@@ -103,6 +114,47 @@ class TestSettings:
         assert times["replica and Redis"] == ", ".join(f"{seconds:g} s" for seconds in of_redis)
         for name, limit in (("client and balancer", "client"), ("balancer and replica", "connect")):
             assert re.search(rf"timeout {limit} +(\d+)s", haproxy)[1] + " s" == times[name]  # type: ignore[index]
+
+
+class TestWhatIsLost:
+    """By a Redis that syncs each second, told alike wherever it is told."""
+
+    BOUNDS = re.compile(r"normally up to (1 s|a second), at most (2|two)\b")
+
+    @pytest.mark.parametrize("fault", ["Redis, by SIGKILL", "power of Redis's machine"])
+    def test_when_something_dies(self, fault: str) -> None:
+        [row] = [row for row in rows("When something dies") if row[0] == fault]
+
+        assert self.BOUNDS.search(row[1])
+        assert row[2] == "nothing lost"
+
+    def test_elsewhere(self) -> None:
+        [setting] = [row[2] for row in rows("Redis settings") if row[0] == "`appendfsync`"]
+        conf = (ROOT / "deploy" / "redis" / "redis.conf").read_text().replace("\n#", "")
+        of_faults, of_architecture = (
+            (ROOT / "docs" / page).read_text().split(f"\n| {start}")[1].split("\n")[0]
+            for page, start in (
+                ("faults.md", "Redis is restarted or killed"),
+                ("architecture.md", "Redis, restarted with its append-only file"),
+            )
+        )
+
+        for text in (setting, conf, of_faults, of_architecture):
+            assert self.BOUNDS.search(text), text
+
+
+class TestMinReplicas:
+    def test_are_asked_for_where_the_script_sets_them(self) -> None:
+        """By Sentinel, and not on a Cluster."""
+        start = (ROOT / "deploy" / "redis" / "start").read_text()
+        of_sentinel, of_cluster = start.split("\nsentinel)")[1].split("\ncluster)")
+        [said] = re.findall(r"^And what depends on the machine: (.+)$", PAGE, re.MULTILINE)
+
+        for setting in ("min-replicas-to-write 1", "min-replicas-max-lag 10"):
+            assert re.search(rf"with Sentinel [^;]*`{setting}`", said)
+            assert f"--{setting} " in of_sentinel
+        assert "and no `min-replicas-to-write`" in said
+        assert "--min-replicas" not in of_cluster
 
 
 class TestDoctor:
