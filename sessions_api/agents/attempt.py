@@ -131,9 +131,6 @@ class Attempt:
         except AnswerTooLarge:
             self._span.failed("ANSWER_TOO_LARGE")
             log.warning("turn_failed", **self._ids, code="ANSWER_TOO_LARGE")
-        except StorageError as error:
-            self._span.failed(error.code)
-            log.warning("turn_left_to_its_lease", **self._ids, code=error.code)
         except Exception as error:
             self._span.failed(type(error).__name__)
             log.exception("turn_left_to_its_lease", **self._ids)
@@ -298,7 +295,7 @@ class Attempt:
         self._news.set()
 
     async def _persist(self, write: Write) -> Written:
-        """Repeat a write while Redis is away or full; the attempt's deadline ends it."""
+        """Repeat a write while Redis is away or full, until the caller's deadline."""
         was_tried = False
         while True:
             try:

@@ -86,6 +86,8 @@ class Trail:
         self.heard_s = float("inf")
         """Since when it is, by the loop's clock."""
         self.must_look = True
+        self.again: asyncio.TimerHandle | None = None
+        """A claim failed: then it is looked again."""
         self.claiming: set[SessionId] = set()
         """Where a claim is on its way: it finds what there is, and its own reply names the next."""
         self._taker = taker
@@ -232,6 +234,7 @@ class Finder:
         self._news.set()
 
     def _look_again_for(self, trail: Trail) -> None:
+        trail.again = None
         trail.forget()
         self._news.set()
 
@@ -263,7 +266,8 @@ class Finder:
         except Exception as error:  # noqa: BLE001  see above
             metrics.LOOP_FAILURES.of("claim").inc()
             log.warning("claim_failed", session_id=lead.session_id, agent_id=lead.agent_id, error=repr(error))
-            asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again_for, trail)
+            if trail.again is None:  # one for all that fail meanwhile
+                trail.again = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again_for, trail)
             return None
         finally:
             trail.claiming.discard(lead.session_id)

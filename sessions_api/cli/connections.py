@@ -98,9 +98,10 @@ class Connection(HttpToolsProtocol):
         self._extensions: Any = {WHOLE_REPLY: self._joining.write_whole}
         # Not as uvicorn does it, which would refuse requests on connections that it has let in.
         most, self.limit_concurrency = most_connections(self.limit_concurrency), None
-        if len(self.connections) > most:
+        beyond = len(self.connections) - most
+        if beyond > 0:
             self._too_many = TooManyConnections(most)
-        if len(self.connections) > most + SPARE:
+        if beyond > SPARE:
             self._refuse(TooManyConnections(most))
         else:
             self._expect_all()
@@ -244,7 +245,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._is_answering and (self._is_behind or self.cycle.response_started):
             self._expect_all()  # an earlier request is still being answered: that goes first
-        elif self._too_many is not None:
+        elif self._too_many is not None and self._running is None:  # it has said nothing, or not all
             self._refuse(self._too_many)
         elif self._awaited == HEAD or (self._awaited == BODY and self._is_answering):
             self._refuse(RequestTooSlow(self.arrival_s))

@@ -198,7 +198,11 @@ def _replace(path: Path, content: bytes, *, like: os.stat_result) -> None:
 
 
 def _overwrite(number: int, content: bytes) -> None:
-    """Put the shorter *content* into the open file; whoever reads meanwhile finds blank lines behind it."""
+    """Put the shorter *content* into the open file; whoever reads meanwhile may find blank lines behind it.
+
+    Not all at once, as :func:`_replace` does: a machine that dies meanwhile may leave a mixture, which a
+    service refuses to read.
+    """
     size = os.fstat(number).st_size
     padded = content.ljust(size, b"\n")
     written = 0

@@ -328,7 +328,7 @@ class Tails:
                 self._earlier.set()
 
     def _look_soon(self, tail: Tail) -> None:
-        """It could not be asked for now."""
+        """It could not be asked for now, or what came meanwhile makes the answer worth nothing."""
         self._look_at(tail, asyncio.get_running_loop().time() + random.uniform(0.3, 1))  # noqa: S311  jitter
 
     def _take_due(self, until_s: float) -> list[Tail]:
@@ -391,6 +391,4 @@ class Tails:
                 elif tail.heard == before:
                     listener.compare(position.cursor, position.rev)
             if tail.heard != before and not position.is_over:
-                self._look_soon(
-                    tail
-                )  # what was heard meanwhile is newer than the position: neither can be judged
+                self._look_soon(tail)

@@ -168,6 +168,7 @@ class Cluster:
         self._moved_to: Node | None = None
         self._unserved_since_s: float | None = None  # some slots are nobody's
         self._failures = 0  # of reading the map, in a row
+        self._asked_all_s = float("-inf")
         self._leaving: set[asyncio.Task[None]] = set()
         self._keeping: asyncio.Task[None] | None = None
 
@@ -344,14 +345,19 @@ class Cluster:
         self._failures = 0
 
     async def _read(self) -> list[Range]:
-        """The map: of the first that has all of it, else of those on a line, or of the others, who has most.
+        """The map: of the first that has all of it, else of who has most.
+
+        Where those on a line know a part, the others are asked each ``REFRESH_S`` only: they may be away.
 
         Raises:
             StorageUnavailable: nobody knows of anybody.
         """
         reason = ""
         best: list[Range] = []
-        for whom in (self._on_a_line(), self._anywhere()):
+        told: set[Host] = set()
+        for whom in (self._on_a_line(), self._elsewhere(told)):
+            if best and self._loop.time() < self._asked_all_s + REFRESH_S:
+                break
             for host, ask in whom:
                 try:
                     found = list(ranges(await ask(), asked=host))
@@ -362,10 +368,11 @@ class Cluster:
                     return found
                 if not found:
                     reason = f"{host}: it knows of no server that serves a slot"
+                told.add(host)
                 best = max(best, found, key=covered)
-            if best:
-                return best
-        raise StorageUnavailable(reason)
+        if not best:
+            raise StorageUnavailable(reason)
+        return best
 
     def _on_a_line(self) -> Iterator[tuple[Host, Ask]]:
         """First one that others say serves a new slot, then any."""
@@ -376,9 +383,12 @@ class Cluster:
             if type(node.line) is Line:  # another kind holds its replies back (``replicated.py``)
                 yield node.host, partial(node.line.send, (b"CLUSTER", b"SLOTS"))
 
-    def _anywhere(self) -> Iterator[tuple[Host, Ask]]:
+    def _elsewhere(self, told: set[Host]) -> Iterator[tuple[Host, Ask]]:
+        """All but those that have *told* already."""
+        self._asked_all_s = self._loop.time()
         for host in self._address.anywhere():
-            yield host, partial(self._ask_at, host)
+            if host not in told:
+                yield host, partial(self._ask_at, host)
 
     async def _ask_at(self, host: Host) -> Any:
         line = await open_line(self._address.of(host), Stats(), reply_timeout_s=self.reply_timeout_s)

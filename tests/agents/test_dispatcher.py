@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from sessions_api.agents.dispatcher import Dispatcher
-from sessions_api.agents.finder import Finder
+from sessions_api.agents.finder import Finder, Lead
 from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import AgentDefinition
 from sessions_api.domain.ids import AgentId, SessionId
 from sessions_api.errors import StorageUnavailable
+from sessions_api.store.ready import Waiting
 from sessions_api.store.turns import Claim
 from tests.support.dispatching import AGENT, AGENTS, Hangs, Says, asked, dispatching, is_now
 from tests.support.replicas import stores
+from tests.support.stores import opened
 from tests.support.waiting import eventually, until
 
 # What scripts do on the other servers is the store's to test.
 pytestmark = pytest.mark.servers("valkey", "fakeredis")
+
+
+class Idle:
+    """Has places, and fills none."""
+
+    def has_place(self, agent_id: AgentId) -> bool:
+        return True
+
+    def take(self, lead: Lead) -> None:
+        pass
 
 
 class TestPlaces:
@@ -79,6 +93,37 @@ class TestPlaces:
             await is_now(store, sid, turn_id, "completed")
 
         assert failed == [sid]
+
+    async def test_of_which_many_claims_failed_are_looked_for_once(
+        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And not once for each, which would fail again, and so on, with a keeper's hints in between."""
+        definition = AgentDefinition(AGENT, "Tested", "webhook")
+        async with stores(redis_url, 1) as (store,):
+            finder = Finder(store)
+            await finder.start()
+            trail = finder.join(AGENT, Idle())
+            await trail.caught_up.wait()
+            look, looks = store.ready.next_ready, Counter[AgentId]()
+
+            async def noted(agent_id: AgentId) -> Waiting:
+                looks[agent_id] += 1
+                return await look(agent_id)
+
+            async def away(*_: Any, **_more: Any) -> Claim:
+                raise StorageUnavailable("away")
+
+            monkeypatch.setattr(store.ready, "next_ready", noted)
+            monkeypatch.setattr(store.turns, "claim", away)
+            sid = (await opened(store, agent=AGENT)).session_id
+            for number in range(20):
+                lead = Lead(AGENT, sid, 0, number)
+                assert await finder.claim(trail, lead, definition, worker="here") is None
+                await asyncio.sleep(0.005)
+            await until(lambda: looks[AGENT] > 0)
+            await asyncio.sleep(0.2)
+            assert looks[AGENT] == 1
+            await finder.stop()
 
 
 class TestAnAgentDefinedJustNow:

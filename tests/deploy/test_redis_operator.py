@@ -111,7 +111,7 @@ class TestTheOperator:
             deployed.operate(*refused.split())
 
     def test_is_not_the_service(self, deployed: DeployedRedis) -> None:
-        """Whoever takes the service over, with its password, has no more than its own user."""
+        """Whoever takes the service over, with its password, is not the operator."""
         with pytest.raises(redis.AuthenticationError):
             deployed.ask("operator", deployed.password, "PING")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sessions_api.errors import SettingsError, StorageUnavailable
+from sessions_api.store import cluster as cluster_module
 from sessions_api.store.cluster import ClusterAddress
 from sessions_api.store.connection import Redis
 from sessions_api.store.inspection import servers_of, uncovered
@@ -103,6 +104,22 @@ class TestStart:
                     await redis.ping()
                 with pytest.raises(StorageUnavailable, match="knows of no server"):
                     await servers_of(redis)
+
+    async def test_with_a_seed_that_knows_a_part_finds_the_others(
+        self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They were away at the start. It lost its ``nodes.conf``, say, and claims what it has keys of."""
+        monkeypatch.setattr(cluster_module, "REFRESH_S", 0.2)
+        cluster = ClusterServer("cluster", tmp_path / "cluster")
+        with running(ClusterNode("valkey", tmp_path / "stray")) as stray:
+            stray.call("CLUSTER", "ADDSLOTS", 1, 2, 3)
+            async with Redis.from_url(
+                f"redis+cluster://127.0.0.1:{stray.port},127.0.0.1:{cluster.port}"
+            ) as redis:
+                assert [node.host.port for node in topology(redis).primaries] == [stray.port]
+                with running(cluster):
+                    await until(lambda: len(redis.topology.primaries) == 3)
+                    assert await redis.script(ECHO, ["key"], ["x"]) == [b"key", b"x"]
 
     @pytest.mark.servers("valkey")
     async def test_at_a_server_that_is_no_cluster_says_so(self, server: TestServer) -> None:

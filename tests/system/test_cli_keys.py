@@ -192,7 +192,7 @@ class TestRm:
     def test_keeps_the_file_where_no_other_could_have_its_owner(
         self, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As in docs: the group is the container's, and whoever runs the command is not in it."""
+        """Its group is the container's, and whoever runs the command is not in it."""
         (one, _), (two, gone), (three, _) = (mint("shop", ["app"]) for _ in range(3))
         file.write_text(f"{one}\n{two}\n{three}\n")
         before = file.stat()

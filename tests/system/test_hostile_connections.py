@@ -68,6 +68,10 @@ class TestMany:
             eventually(lambda: told_to_go(full.port))
             for path in (b"/livez", b"/readyz?"):
                 assert told_to_go(full.port, LAST.replace(b"/livez", path)) is None, path
+            assert len(replies_to(full, LIVEZ + b"Content-Length: 9\r\n\r\n")) == 1, "no second one after it"
+            for asks in (ORDINARY, handshake("no-session")):
+                answered, told = replies_to(full, LIVEZ + b"\r\n", asks)
+                assert (answered.status, told.code) == (200, "OVERLOADED")
             with ExitStack() as stack:
                 silent = [stack.enter_context(Wire(full.port)) for _ in range(SPARE + 4)]
                 assert [wire.reply().code for wire in silent[SPARE:]] == ["OVERLOADED"] * 4, "at once"
