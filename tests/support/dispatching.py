@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -68,8 +68,17 @@ async def dispatching(
 ) -> AsyncIterator[Dispatcher]:
     for agent_id in agents or (AGENT,):
         await store.agents.put(AgentDefinition(agent_id, "Tested", "webhook", **settings))
+    async with dispatching_by({"webhook": connector}, store, turns=turns) as dispatcher:
+        yield dispatcher
+
+
+@asynccontextmanager
+async def dispatching_by(
+    connectors: Mapping[str, Connector], store: Store, *, turns: int
+) -> AsyncIterator[Dispatcher]:
+    """A dispatcher of the agents that are defined, of the kinds that *connectors* name."""
     finder = Finder(store)
-    dispatcher = Dispatcher(store, finder, worker="here", turns=turns, connectors={"webhook": connector})
+    dispatcher = Dispatcher(store, finder, worker="here", turns=turns, connectors=connectors)
     await finder.start()
     await dispatcher.start()
     try:

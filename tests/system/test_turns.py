@@ -10,7 +10,6 @@ import pytest
 
 from sessions_api.agents.connectors import CONNECTORS, Connector
 from sessions_api.agents.dispatcher import Dispatcher
-from sessions_api.agents.finder import Finder
 from sessions_api.domain.access import EVERYTHING
 from sessions_api.domain.agents import ECHO_ID, AgentDefinition
 from sessions_api.domain.ids import SessionId, TurnId, UserId, new_message_id, new_op_id, new_turn_id
@@ -21,6 +20,7 @@ from sessions_api.keeper.keeper import Keeper
 from sessions_api.store import Store
 from sessions_api.store.log import Appended
 from sessions_api.wire.messages import read_body, user_body
+from tests.support.dispatching import dispatching_by
 from tests.support.replicas import echo, facts, stores
 from tests.support.servers import RealServer, TestServer
 from tests.support.stores import USER, age, opened
@@ -57,15 +57,8 @@ async def dispatching(
     """A dispatcher for the built-in agent, which may answer by *connector*."""
     await store.agents.put(echo(**settings))
     connectors = {"echo": connector} if connector else CONNECTORS
-    finder = Finder(store)
-    dispatcher = Dispatcher(store, finder, worker="test", turns=turns, connectors=connectors)
-    await finder.start()
-    await dispatcher.start()
-    try:
+    async with dispatching_by(connectors, store, turns=turns) as dispatcher:
         yield dispatcher
-    finally:
-        await dispatcher.stop()
-        await finder.stop()
 
 
 @asynccontextmanager
