@@ -25,7 +25,7 @@ sessions of all others. The circuit counts as *open* while that of any primary i
 
 A server that serves no slot any more keeps its line for a while (a map may be
 older than the one before, and a commands' reply under way), then it is closed.
-Hosts are taken as the cluster announces them (``slots.py``).
+Hosts are taken as the cluster announces them (``slots.py``); its URL is read in ``seeds.py``.
 """
 
 from __future__ import annotations
@@ -34,12 +34,10 @@ import asyncio
 import random
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qs
 
 import structlog
 
-from sessions_api.errors import SettingsError, StorageUnavailable
-from sessions_api.store.address import Address, Host, several
+from sessions_api.errors import StorageUnavailable
 from sessions_api.store.lifeline import OPEN_AFTER, Lifeline
 from sessions_api.store.lines import Line, LineLost, ServerError, Stats
 from sessions_api.store.slots import SLOTS, Range, covered, ranges, redirection, slot_of_command
@@ -48,70 +46,19 @@ from sessions_api.store.topology import Link, open_line
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from sessions_api.store.lines import Arg, Wire
+    from sessions_api.store.address import Address, Host
+    from sessions_api.store.lines import Arg
+    from sessions_api.store.seeds import ClusterAddress
     from sessions_api.store.topology import MakeLine
 
     Ask = Callable[[], Awaitable[Any]]
 
-SCHEMES: Final = ("redis+cluster", "rediss+cluster")
-PORT: Final = 6379
 REFRESH_S: Final = 10.0
 GAP_S: Final = 0.1
 LATEST_S: Final = 1.0
 LINGER_S: Final = 15.0
 
 log = structlog.get_logger(__name__)
-
-
-def is_cluster_url(url: str) -> bool:
-    """Whether *url* names servers of a cluster."""
-    return url.partition("://")[0].lower() in SCHEMES
-
-
-class ClusterAddress:
-    """``redis+cluster://user:password@host:port,host:port?arguments``, and ``rediss+…``: some servers of one.
-
-    Any may be away. User, password and arguments hold for every server of the cluster.
-    """
-
-    database = 0
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._parts = several(url, usual_port=PORT)
-        self.seeds = self._parts.hosts
-        self.known: tuple[Host, ...] = ()  # of the map, once there is one
-        database = parse_qs(self._parts.query).get("db", [self._parts.path.strip("/")])[0]
-        if database not in ("", "0"):
-            raise SettingsError(["the Redis URL names a database: a cluster has number 0 only"])
-        self.of(self.seeds[0])
-
-    def __repr__(self) -> str:
-        return f"ClusterAddress({', '.join(map(str, self.seeds))})"
-
-    def of(self, host: Host) -> Address:
-        return Address(self._parts.one(host))
-
-    def anywhere(self) -> list[Host]:
-        """Servers to ask, in this order: those of the map in any order, the URL's."""
-        known = random.sample(self.known, len(self.known))
-        return list(dict.fromkeys((*known, *self.seeds)))
-
-    async def connect(self, wire: Wire) -> None:
-        """Put *wire* on a socket to some server: what is published to a cluster arrives at each.
-
-        Raises:
-            StorageUnavailable: none can be reached.
-        """
-        reason = ""
-        for host in self.anywhere():
-            try:
-                await self.of(host).connect(wire)
-            except StorageUnavailable as error:
-                reason = f"{host}: {error.reason}"
-            else:
-                return
-        raise StorageUnavailable(reason)
 
 
 class Node(Lifeline[Line]):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sessions_api.store.address import Address
-from sessions_api.store.cluster import Cluster, ClusterAddress, is_cluster_url
+from sessions_api.store.cluster import Cluster
 from sessions_api.store.lines import Line
+from sessions_api.store.seeds import ClusterAddress, is_cluster_url
 from sessions_api.store.sentinel import SentinelAddress, is_sentinel_url
 from sessions_api.store.topology import Single
 

@@ -17,9 +17,9 @@ from redis.exceptions import ResponseError
 
 from sessions_api.errors import StorageUnavailable
 from sessions_api.store.address import Address, Host, asked
-from sessions_api.store.cluster import ClusterAddress
 from sessions_api.store.keys import TAGS, Keyspace
 from sessions_api.store.loader import load
+from sessions_api.store.seeds import ClusterAddress
 from sessions_api.store.sentinel import SentinelAddress
 from sessions_api.store.slots import SLOTS, Range, covered, ranges, slot_of
 

@@ -9,9 +9,9 @@ import pytest
 
 from sessions_api.errors import SettingsError, StorageUnavailable
 from sessions_api.store import cluster as cluster_module
-from sessions_api.store.cluster import ClusterAddress
 from sessions_api.store.connection import Redis
 from sessions_api.store.inspection import servers_of, uncovered
+from sessions_api.store.seeds import ClusterAddress
 from sessions_api.store.slots import slot_of
 from tests.support.cluster import ClusterNode, ClusterServer
 from tests.support.counting import served_by, topology

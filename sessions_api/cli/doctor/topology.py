@@ -10,9 +10,9 @@ from sessions_api.cli.doctor.look import Look
 from sessions_api.cli.errors import CommandError
 from sessions_api.settings import Settings
 from sessions_api.store import Store
-from sessions_api.store.cluster import ClusterAddress
 from sessions_api.store.inspection import Refused, sentinels_of, tags_at, uncovered
 from sessions_api.store.keys import TAGS
+from sessions_api.store.seeds import ClusterAddress
 from sessions_api.store.sentinel import SentinelAddress
 
 MOST_DOWN_AFTER_MS: Final = 10_000
